@@ -1,0 +1,1 @@
+"""Lockstep: a distributed training service."""

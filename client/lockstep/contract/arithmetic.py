@@ -1,0 +1,39 @@
+"""The numbers of the arithmetic contract that every process must agree on (docs/determinism.md)."""
+
+from __future__ import annotations
+
+# Rises whenever the weights of a recorded job would change.
+ARITHMETIC_VERSION = 1
+
+# Most logical shards of a mini-batch.
+MAX_SHARDS = 64
+
+# Rows of a block in evaluation and prediction.
+EVALUATION_BLOCK_ROWS = 256
+
+
+def default_shards(batch_size: int) -> int:
+    """min(8, the largest power of two not above batch_size / 32), at least 1: it looks at the batch alone."""
+    shards = 1
+    while shards < 8 and shards * 2 <= batch_size // 32:
+        shards *= 2
+    return shards
+
+
+def shard_rows(rows: int, shards: int) -> list[tuple[int, int]]:
+    """Cuts `rows` rows into `shards` contiguous ranges [first, end); the first rows % shards have one row more.
+
+    Shards beyond the rows are empty ranges.
+    """
+    small, larger = divmod(rows, shards)
+    ranges, first = [], 0
+    for shard in range(shards):
+        end = first + small + (1 if shard < larger else 0)
+        ranges.append((first, end))
+        first = end
+    return ranges
+
+
+def point_interval(total_steps: int) -> int:
+    """Steps between two points of the training curve: at most 2,000 points a job, fixed at submission."""
+    return max(1, -(-total_steps // 2000))
