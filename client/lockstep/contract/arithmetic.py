@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 # Rises whenever the weights of a recorded job would change.
 ARITHMETIC_VERSION = 1
 
@@ -32,6 +34,12 @@ def shard_rows(rows: int, shards: int) -> list[tuple[int, int]]:
         ranges.append((first, end))
         first = end
     return ranges
+
+
+def validation_count(rows: int, fraction: float) -> int:
+    """How many of `rows` rows validate: floor(rows * fraction + 1/2), exactly, with the double's own value."""
+    doubled = 2 * rows * Fraction(fraction) + 1
+    return doubled.numerator // (2 * doubled.denominator)
 
 
 def point_interval(total_steps: int) -> int:

@@ -1,8 +1,8 @@
 """The exceptions that reach people: yours (UserError) and ours (InternalError).
 
-    LockstepError
-    |-- UserError        what was asked cannot be done: place, value, remedy for each violation
-    `-- InternalError    a fault of Lockstep's own
+LockstepError
+|-- UserError        what was asked cannot be done: place, value, remedy for each violation
+`-- InternalError    a fault of Lockstep's own
 """
 
 from __future__ import annotations

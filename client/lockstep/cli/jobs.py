@@ -1,0 +1,162 @@
+"""The commands that follow and steer a job: watch, wait, cancel, pause, resume, scale, delete."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from lockstep.cli.app import INTERRUPTED, NOT_SUCCEEDED, Target, as_json
+from lockstep.cli.output import json_line, result, talk
+from lockstep.names import job_name, short
+from lockstep.v1 import training_job_pb2
+
+if TYPE_CHECKING:
+    from lockstep.client import Client
+
+State = training_job_pb2.TrainingJob.State
+
+WAIT_STATES = [name for name in State.keys() if name != "STATE_UNSPECIFIED"]  # noqa: SIM118 - an enum wrapper, not a dict
+
+
+def state_line(job: training_job_pb2.TrainingJob) -> str:
+    """`jobs/digits-7f3a  FAILED: worker 1, step 812: out of memory`."""
+    detail = f": {job.status_detail}" if job.status_detail else ""
+    return f"{job.name}  {State.Name(job.state)}{detail}"
+
+
+def follow(client: Client, name: str, as_json: bool, *, finished: bool, after_number: int = 0) -> None:
+    """Shows a job's events to its end, then the job; leaves with an exit code unless the job succeeded."""
+    from lockstep.cli.progress import observer
+
+    try:
+        if as_json:
+            for event in client.watch(name, after_number=after_number):
+                json_line(event)
+        else:
+            with observer(name) as show:
+                for event in client.watch(name, after_number=after_number):
+                    show(event)
+        job = client.get(name)
+    except KeyboardInterrupt:
+        talk(f"\nno longer watching; the job goes on. Come back with: lockstep watch {short(name)}")
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    if as_json:
+        if finished:
+            json_line(job)
+    else:
+        _farewell(job)
+    if job.state != State.SUCCEEDED:
+        raise click.exceptions.Exit(NOT_SUCCEEDED)
+
+
+def _farewell(job: training_job_pb2.TrainingJob) -> None:
+    from lockstep.cli.lookups import result_words
+
+    result(state_line(job))
+    if words := result_words(job.result):
+        result(words)
+    if job.HasField("result") and job.result.checkpoints:
+        talk(f"take the model home with: lockstep model pull {short(job.name)}")
+
+
+@click.command()
+@click.argument("job")
+@click.option("--after", "after_number", type=click.IntRange(min=0), default=0, help="Only events after this number.")
+@as_json
+@click.pass_obj
+def watch(target: Target, job: str, after_number: int, as_json: bool) -> None:
+    """Show what happens to JOB until it ends. Ctrl-C detaches; the job goes on."""
+    with target.connect() as client:
+        follow(client, job_name(job), as_json, finished=False, after_number=after_number)
+
+
+@click.command()
+@click.argument("job")
+@click.option(
+    "--for", "state", type=click.Choice(WAIT_STATES, case_sensitive=False), help="The state to wait for; else any end."
+)
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), help="Give up after so many seconds.")
+@as_json
+@click.pass_obj
+def wait(target: Target, job: str, state: str | None, timeout_s: float | None, as_json: bool) -> None:
+    """Wait until JOB has ended, or is in a state. Exit code 1: it ended in another, or not in time."""
+    wanted = State.Value(state) if state else State.SUCCEEDED
+    with target.connect() as client:
+        try:
+            reached = client.wait(job, {wanted} if state else (), timeout_s=timeout_s)
+        except KeyboardInterrupt:
+            talk("\nno longer waiting; the job goes on")
+            raise click.exceptions.Exit(INTERRUPTED) from None
+    if as_json:
+        json_line(reached)
+    else:
+        result(state_line(reached))
+    if reached.state != wanted:
+        raise click.exceptions.Exit(NOT_SUCCEEDED)
+
+
+def _steered(job: training_job_pb2.TrainingJob, as_json: bool) -> None:
+    if as_json:
+        json_line(job)
+    else:
+        result(state_line(job))
+
+
+@click.command()
+@click.argument("job")
+@as_json
+@click.pass_obj
+def cancel(target: Target, job: str, as_json: bool) -> None:
+    """End JOB; its last checkpoint is kept."""
+    with target.connect() as client:
+        _steered(client.cancel(job), as_json)
+
+
+@click.command()
+@click.argument("job")
+@as_json
+@click.pass_obj
+def pause(target: Target, job: str, as_json: bool) -> None:
+    """Let JOB rest; it keeps its place in the training and gives its slots away."""
+    with target.connect() as client:
+        _steered(client.pause(job), as_json)
+
+
+@click.command()
+@click.argument("job")
+@click.option("--accept-new-arithmetic", is_flag=True, help="Go on although this server computes with a newer arithmetic.")
+@as_json
+@click.pass_obj
+def resume(target: Target, job: str, accept_new_arithmetic: bool, as_json: bool) -> None:
+    """Put a paused JOB back into the queue."""
+    with target.connect() as client:
+        _steered(client.resume(job, accept_new_arithmetic=accept_new_arithmetic), as_json)
+
+
+@click.command()
+@click.argument("job")
+@click.option("--min", "least", type=click.IntRange(1, 64), help="Wait rather than run with fewer workers.")
+@click.option("--max", "most", type=click.IntRange(1, 64), help="Never more workers.")
+@as_json
+@click.pass_obj
+def scale(target: Target, job: str, least: int | None, most: int | None, as_json: bool) -> None:
+    """Change how many workers JOB may have; its weights stay the same."""
+    if least is None and most is None:
+        raise click.UsageError("give --min, --max or both")
+    with target.connect() as client:
+        _steered(client.scale(job, min=least, max=most), as_json)
+
+
+@click.command()
+@click.argument("job")
+@as_json
+@click.pass_obj
+def delete(target: Target, job: str, as_json: bool) -> None:
+    """Remove an ended JOB, its checkpoints and its events."""
+    with target.connect() as client:
+        client.delete(job)
+    if as_json:
+        json_line({"deleted": job_name(job)})
+    else:
+        talk(f"deleted {job_name(job)}")

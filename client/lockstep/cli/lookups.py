@@ -1,0 +1,156 @@
+"""The commands that look: jobs, show, cluster, version."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import click
+
+from lockstep import __version__
+from lockstep.cli.app import Target, as_json
+from lockstep.cli.jobs import WAIT_STATES, State, state_line
+from lockstep.cli.output import duration, json_line, moment, number, pairs, percent, result, size, table, talk
+from lockstep.names import short
+from lockstep.v1 import training_job_pb2
+
+DEFAULT_LIMIT = 50
+
+
+@click.command()
+@click.option("--state", type=click.Choice(WAIT_STATES, case_sensitive=False), help="Only jobs in this state.")
+@click.option("--filter", "condition", default="", help="As in 'labels.team = \"a\" AND state != FAILED'.")
+@click.option("--limit", type=click.IntRange(min=0), default=DEFAULT_LIMIT, show_default=True, help="At most so many; 0: all.")
+@as_json
+@click.pass_obj
+def jobs(target: Target, state: str | None, condition: str, limit: int, as_json: bool) -> None:
+    """List jobs, newest first."""
+    conditions = [part for part in (f"state = {state}" if state else "", condition) if part]
+    with target.connect() as client:
+        listed = client.list(filter=" AND ".join(conditions))
+        if as_json:
+            for job in islice(listed, limit or None):
+                json_line(job)
+            return
+        shown = list(islice(listed, limit or None))
+        more = bool(limit) and next(listed, None) is not None
+    if not shown:
+        talk("no jobs")
+        return
+    table(("JOB", "STATE", "STEP", "LOSS", "ACCURACY", "CREATED", "DETAIL"), [_row(job) for job in shown])
+    if more:
+        talk(f"the newest {limit} are shown; --limit 0 shows all")
+
+
+def _row(job: training_job_pb2.TrainingJob) -> tuple[str, ...]:
+    progress = job.progress
+    accuracy = percent(progress.validation_accuracy) if progress.HasField("validation_accuracy") else ""
+    return (
+        short(job.name),
+        State.Name(job.state),
+        f"{progress.step:,}/{progress.total_steps or job.plan.total_steps:,}",
+        number(progress.loss) if progress.HasField("loss") else "",
+        accuracy,
+        moment(job.create_time),
+        job.status_detail[:100],
+    )
+
+
+def result_words(outcome: training_job_pb2.Result) -> str:
+    """A result in one line: step, losses, accuracy, hash."""
+    words = [f"step {outcome.step:,}"] if outcome.step else []
+    if outcome.HasField("loss"):
+        words.append(f"loss {number(outcome.loss)}")
+    if outcome.HasField("validation_loss"):
+        words.append(f"validation loss {number(outcome.validation_loss)}")
+    if outcome.HasField("validation_accuracy"):
+        words.append(f"validation accuracy {percent(outcome.validation_accuracy)}")
+    if outcome.weights_sha256:
+        words.append(f"weights_sha256 {outcome.weights_sha256}")
+    return ", ".join(words)
+
+
+@click.command()
+@click.argument("job")
+@as_json
+@click.pass_obj
+def show(target: Target, job: str, as_json: bool) -> None:
+    """Show JOB: first of all its state, and why."""
+    with target.connect() as client:
+        found = client.get(job)
+    if as_json:
+        json_line(found)
+        return
+    result(state_line(found))
+    progress, plan, spec = found.progress, found.plan, found.spec
+    step = (
+        f"{progress.step:,} of {plan.total_steps:,}, epoch {progress.epoch} of {spec.training.epochs}" if progress.step else ""
+    )
+    rate = f"{progress.samples_per_second:,.0f} samples/s" if progress.samples_per_second else ""
+    left = f"{duration(progress.remaining_seconds)} left" if progress.HasField("remaining_seconds") else ""
+    pairs(
+        [
+            ("dataset", f"{spec.dataset}, {plan.training_rows:,} rows train, {plan.validation_rows:,} validate"),
+            ("created", moment(found.create_time)),
+            ("started", moment(found.start_time)),
+            ("ended", moment(found.end_time)),
+            ("step", ", ".join(part for part in (step, rate, left) if part)),
+            ("result", result_words(found.result)),
+            ("arithmetic", found.arithmetic_digest),
+        ]
+    )
+    for warning in found.warnings:
+        result(f"note: {warning}")
+    if found.runs:
+        result("")
+        table(("RUN", "WORKERS", "STARTED", "ENDED", "STEPS", "WHY IT ENDED"), [_run(run) for run in found.runs])
+    if found.result.checkpoints:
+        result("")
+        table(("CHECKPOINT", "SIZE", "WEIGHTS", ""), [_checkpoint(one) for one in found.result.checkpoints])
+
+
+def _run(run: training_job_pb2.Run) -> tuple[str, ...]:
+    steps = f"{run.start_step + 1:,} to {run.last_step:,}" if run.last_step > run.start_step else "none"
+    return str(run.run_number), str(run.workers), moment(run.start_time), moment(run.end_time), steps, run.end_reason
+
+
+def _checkpoint(checkpoint: training_job_pb2.Checkpoint) -> tuple[str, ...]:
+    best = "best" if checkpoint.best else ""
+    return f"step {checkpoint.step:,}", size(checkpoint.size_bytes), checkpoint.weights_sha256[:12], best
+
+
+@click.command()
+@as_json
+@click.pass_obj
+def cluster(target: Target, as_json: bool) -> None:
+    """Show the server's version, the agent, the nodes and their worker slots."""
+    with target.connect() as client:
+        found = client.cluster()
+    if as_json:
+        json_line(found)
+        return
+    agent = "connected" if found.agent_connected else "away"
+    since = f" since {moment(found.agent_since)}" if found.agent_since.seconds else ""
+    pairs(
+        [
+            ("server", f"{client.server}, version {found.server_version}, arithmetic {found.arithmetic_version}"),
+            ("agent", agent + since),
+            ("slots", f"{found.slots_in_use} of {found.slots} in use"),
+        ]
+    )
+    if found.nodes:
+        table(("NODE", "ADDRESS", "SLOTS"), [(node.node_id[:12], node.address, str(node.slots)) for node in found.nodes])
+
+
+@click.command()
+@as_json
+@click.pass_obj
+def version(target: Target, as_json: bool) -> None:
+    """Show the versions of client and server."""
+    if not as_json:
+        result(f"client  {__version__}")
+    with target.connect() as client:
+        server_version = client.version()
+    if as_json:
+        json_line({"client_version": __version__, "server_version": server_version})
+    else:
+        result(f"server  {server_version}")

@@ -1,0 +1,141 @@
+"""What `watch` shows: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, final
+
+from lockstep.cli.output import duration, number, percent, printable, result
+from lockstep.v1 import training_job_pb2
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+State = training_job_pb2.TrainingJob.State
+Severity = training_job_pb2.Notice.Severity
+
+# At most one line of progress in so many seconds, where there is no terminal.
+LINE_INTERVAL_S = 1.0
+
+# Spare columns for the bar beside its state and step.
+NARROWEST_BAR = 10
+
+Show = Callable[[training_job_pb2.JobEvent], None]
+
+
+@contextmanager
+def observer(name: str) -> Iterator[Show]:
+    """A function that shows events one after another, fit for where stdout goes."""
+    if sys.stdout.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown"):
+        from rich.console import Console
+
+        with LiveView(Console(highlight=False), name) as view:
+            yield view.show
+    else:
+        yield PlainView().show
+
+
+def progress_words(progress: training_job_pb2.Progress) -> str:
+    """Where a run is, in one line; its step is said elsewhere."""
+    words = [f"epoch {progress.epoch}"]
+    if progress.HasField("loss"):
+        words.append(f"loss {number(progress.loss)}")
+    if progress.HasField("validation_accuracy"):
+        words.append(f"validation accuracy {percent(progress.validation_accuracy)}")
+    elif progress.HasField("validation_loss"):
+        words.append(f"validation loss {number(progress.validation_loss)}")
+    if progress.samples_per_second:
+        words.append(f"{progress.samples_per_second:,.0f} samples/s")
+    if progress.workers:
+        words.append(f"{progress.workers} worker{'s' if progress.workers > 1 else ''}")
+    if progress.HasField("remaining_seconds"):
+        words.append(f"{duration(progress.remaining_seconds)} left")
+    return ", ".join(words)
+
+
+def event_words(event: training_job_pb2.JobEvent) -> str:
+    """One line for an event that people should see; nothing for progress, points of training and checkpoints."""
+    kind = event.WhichOneof("event")
+    if kind == "state_change":
+        detail = f": {event.state_change.detail}" if event.state_change.detail else ""
+        return f"{State.Name(event.state_change.state)}{detail}"
+    if kind == "notice":
+        return f"{Severity.Name(event.notice.severity).lower()}: {event.notice.text}"
+    if kind == "points":
+        values = {point.name: point.value for point in event.points.points}
+        if "validation_loss" in values:
+            accuracy = values.get("validation_accuracy")
+            words = f", validation accuracy {percent(accuracy)}" if accuracy is not None else ""
+            return f"step {event.points.step:,}: validation loss {number(values['validation_loss'])}{words}"
+    return ""
+
+
+@final
+class PlainView:
+    """Lines: each change of state, notice and evaluation, and progress about once a second."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next_s = -LINE_INTERVAL_S
+
+    def show(self, event: training_job_pb2.JobEvent) -> None:
+        """Prints what is worth a line."""
+        words = event_words(event)
+        if event.HasField("progress") and self._clock() >= self._next_s:
+            self._next_s = self._clock() + LINE_INTERVAL_S
+            words = f"step {event.progress.step:,}/{event.progress.total_steps:,}, {progress_words(event.progress)}"
+        if words:
+            result(words)
+            sys.stdout.flush()
+
+
+@final
+class LiveView:
+    """A bar that moves, and above it each change of state, notice and evaluation."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        from rich.live import Live
+        from rich.progress_bar import ProgressBar
+
+        self._console = console
+        self._state = "waiting"
+        self._progress = training_job_pb2.Progress()
+        self._bar: ProgressBar = ProgressBar(total=1)
+        self._live = Live(console=console, refresh_per_second=8, transient=True, get_renderable=self._render)
+        self._console.print(name, markup=False)
+
+    def __enter__(self) -> LiveView:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, event: training_job_pb2.JobEvent) -> None:
+        """Takes an event in; the bar is drawn a few times a second."""
+        if event.HasField("progress"):
+            self._progress.CopyFrom(event.progress)
+        if event.HasField("state_change"):
+            self._state = State.Name(event.state_change.state)
+        if words := event_words(event):
+            self._console.print(printable(words), markup=False)
+
+    def _render(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        progress = self._progress
+        step = f"{progress.step:,}/{progress.total_steps:,}"
+        if not progress.total_steps:
+            return Text(self._state)
+        width = max(NARROWEST_BAR, self._console.width - len(self._state) - len(step) - 4)
+        self._bar.width = width
+        self._bar.update(completed=progress.step, total=progress.total_steps)
+        line = Table.grid(padding=(0, 1))
+        line.add_row(Text(self._state), self._bar, Text(step))
+        return Group(line, Text(progress_words(progress), overflow="ellipsis", no_wrap=True))

@@ -1,0 +1,264 @@
+"""The command line: what goes to stdout, what to stderr, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lockstep.contract.errors import UserError, Violation
+from tests.client.commands import Lockstep, a_run
+from tests.client.fake_server import TOKEN, FakeServer, State, WatchStep, state_event
+from tests.client.specs import DIGITS
+
+# submit, plan
+
+
+def test_submit(lockstep: Lockstep, job_file: Path) -> None:
+    done = lockstep("submit", str(job_file))
+    assert done.code == 0
+    assert done.out == "jobs/digits-mlp-7f3a\n"
+    assert done.err == "note: workers.max is capped at 4\nwatch it with: lockstep watch digits-mlp-7f3a\n"
+
+
+def test_submit_as_json(lockstep: Lockstep, job_file: Path) -> None:
+    done = lockstep("submit", "--json", str(job_file))
+    (job,) = done.objects()
+    assert job["name"] == "jobs/digits-mlp-7f3a"
+    assert job["spec"]["training"] == {"epochs": 20, "batch_size": 128, "seed": "7"}
+
+
+def test_a_job_shown_as_json_can_be_submitted_again(lockstep: Lockstep, server: FakeServer, job_file: Path) -> None:
+    lockstep("submit", str(job_file))
+    (job,) = lockstep("show", "--json", "digits-mlp-7f3a").objects()
+    (job_file.parent / "again.json").write_text(json.dumps(job["spec"]))
+    assert lockstep("submit", "again.json").code == 0
+    first, last = server.requests[0], server.requests[-1]
+    assert first.training_job.spec == last.training_job.spec
+
+
+@pytest.mark.parametrize(("end", "code"), [(State.SUCCEEDED, 0), (State.FAILED, 1), (State.CANCELLED, 1)])
+def test_submit_and_watch(lockstep: Lockstep, server: FakeServer, job_file: Path, end: int, code: int) -> None:
+    server.watches.append(a_run(end, "worker 1, step 36: out of memory" if end == State.FAILED else ""))
+    done = lockstep("submit", "--watch", str(job_file))
+    assert done.code == code
+    why = ": worker 1, step 36: out of memory" if end == State.FAILED else ""
+    name = State.Name(end)  # type: ignore[arg-type]
+    assert done.out.splitlines() == [
+        "jobs/digits-mlp-7f3a",
+        "RUNNING",
+        "step 36/240, epoch 3, loss 0.25, validation accuracy 95.00 %, 12,346 samples/s, 2 workers, 1 min 15 s left",
+        "step 36: validation loss not a number, validation accuracy 96.11 %",
+        f"{name}{why}",
+        f"jobs/digits-mlp-7f3a  {name}{why}",
+    ]
+
+
+def test_submit_and_watch_as_json_ends_with_the_finished_job(lockstep: Lockstep, server: FakeServer, job_file: Path) -> None:
+    server.watches.append(a_run(State.SUCCEEDED))
+    objects = lockstep("submit", "--watch", "--json", str(job_file)).objects()
+    assert len(objects) == 6
+    assert [event["number"] for event in objects[1:-1]] == ["1", "2", "3", "4"]
+    assert objects[3]["points"]["points"][1] == {"name": "validation_loss", "value": "NaN"}
+    assert objects[-1]["state"] == "SUCCEEDED"
+
+
+def test_a_dry_run_stores_nothing(lockstep: Lockstep, server: FakeServer, job_file: Path) -> None:
+    done = lockstep("submit", "--dry-run", str(job_file))
+    assert (done.code, server.jobs) == (0, {})
+    assert "nothing was stored" in done.err
+    assert "steps" in done.out
+    assert lockstep("submit", "--dry-run", "--watch", str(job_file)).code == 2
+
+
+def test_plan(lockstep: Lockstep, job_file: Path) -> None:
+    done = lockstep("plan", str(job_file))
+    assert (done.code, done.err) == (0, "note: a short batch\n")
+    assert "rows        1,438 train, 359 validate" in done.out
+    assert "0.dense  128     8,320" in done.out
+    assert lockstep("plan", "--json", str(job_file)).objects()[0]["plan"]["total_steps"] == "240"
+
+
+def test_a_bad_file_is_told_whole_and_nothing_is_stored(lockstep: Lockstep, server: FakeServer, job_file: Path) -> None:
+    job_file.write_text(DIGITS.replace("0.05", "-0.1").replace("units: 10", "unit: 10"))
+    done = lockstep("submit", str(job_file))
+    assert (done.code, done.out, server.requests) == (2, "", [])
+    assert done.err.splitlines() == [
+        "error: digits.yaml:8:15: model.layers[2].dense.unit: there is no such key; did you mean units?",
+        "error: digits.yaml:10:39: optimizer.momentum.learning_rate: got -0.1; it must be above 0",
+    ]
+
+
+def test_what_the_server_refuses_has_its_place_in_the_file(lockstep: Lockstep, server: FakeServer, job_file: Path) -> None:
+    violation = Violation("model.layers[2].dense", "10 outputs", "datasets/digits has 12 classes", "OUTPUTS")
+    server.refusal = UserError([violation])
+    done = lockstep("submit", str(job_file))
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: digits.yaml:8:14: model.layers[2].dense: got 10 outputs; datasets/digits has 12 classes\n"
+
+
+# jobs
+
+
+def test_jobs(lockstep: Lockstep, server: FakeServer) -> None:
+    assert lockstep("jobs") == (0, "", "no jobs\n")
+    for name in "abc":
+        server.add_job(name).progress.loss = math.nan
+    done = lockstep("jobs", "--state", "queued")
+    assert done.out.splitlines()[0].split() == ["JOB", "STATE", "STEP", "LOSS", "ACCURACY", "CREATED", "DETAIL"]
+    assert done.out.splitlines()[1] == "a    QUEUED  0/0   not a number            1970-01-01 00:16:40Z"
+    assert server.requests[-1].filter == "state = QUEUED"
+    assert [job["name"] for job in lockstep("jobs", "--json").objects()] == ["jobs/a", "jobs/b", "jobs/c"]
+    done = lockstep("jobs", "--limit", "2")
+    assert (len(done.out.splitlines()), done.err) == (3, "the newest 2 are shown; --limit 0 shows all\n")
+
+
+def test_show_begins_with_who_and_why(lockstep: Lockstep, server: FakeServer) -> None:
+    job = server.add_job("a", State.FAILED)
+    job.status_detail = "worker 1 (node b), step 812: out of memory\x1b[31m; use a smaller batch"
+    job.result.step = 800
+    job.result.loss = math.inf
+    job.runs.add(run_number=1, workers=2, start_step=0, last_step=812, end_reason="worker 1 was lost")
+    job.result.checkpoints.add(step=800, size_bytes=2048, weights_sha256="ab" * 32, best=True)
+    done = lockstep("show", "a")
+    lines = done.out.splitlines()
+    assert lines[0] == "jobs/a  FAILED: worker 1 (node b), step 812: out of memory\ufffd[31m; use a smaller batch"
+    assert any(line.startswith("result") and line.endswith("step 800, loss infinite") for line in lines)
+    assert any("1 to 812  worker 1 was lost" in line for line in lines)
+    assert any("step 800" in line and "2.0 KiB" in line and "best" in line for line in lines)
+
+
+def test_steering(lockstep: Lockstep, server: FakeServer) -> None:
+    server.add_job("a", State.RUNNING)
+    assert lockstep("cancel", "a") == (0, "jobs/a  CANCELLING\n", "")
+    assert lockstep("pause", "a") == (2, "", "error: pausing jobs is not built yet\n")
+    assert lockstep("scale", "a").code == 2
+    assert lockstep("scale", "a", "--max", "3", "--json").objects()[0]["spec"]["workers"] == {"max": 3}
+    assert lockstep("resume", "a").code == 0
+    assert lockstep("delete", "a") == (0, "", "deleted jobs/a\n")
+    done = lockstep("delete", "a", "--json")
+    assert (done.code, done.out, done.err) == (2, "", "error: name: there is no job jobs/a\n")
+
+
+def test_wait(lockstep: Lockstep, server: FakeServer) -> None:
+    job = server.add_job("a", State.SUCCEEDED)
+    assert lockstep("wait", "a") == (0, "jobs/a  SUCCEEDED\n", "")
+    assert lockstep("wait", "a", "--for", "succeeded").code == 0
+    assert lockstep("wait", "a", "--for", "RUNNING").code == 1
+    job.state = State.FAILED
+    assert lockstep("wait", "a", "--json").code == 1
+    assert lockstep("wait", "a", "--for", "failed").code == 0
+    job.state = State.RUNNING
+    assert lockstep("wait", "a", "--timeout", "0.2") == (
+        1,
+        "",
+        "error: jobs/a: it is still RUNNING after 0.2 s; it goes on\n",
+    )
+
+
+def test_watch_after_a_number(lockstep: Lockstep, server: FakeServer) -> None:
+    server.add_job("a")
+    server.watches.append([state_event(8, State.SUCCEEDED)])
+    assert [event["number"] for event in lockstep("watch", "a", "--after", "7", "--json").objects()] == ["8"]
+    assert server.requests[0].after_number == 7
+
+
+def test_ctrl_c_detaches(server: FakeServer, tmp_path: Path) -> None:
+    server.add_job("a")
+    release = threading.Event()
+
+    class Held(list[WatchStep]):
+        def __iter__(self) -> Any:
+            yield state_event(1, State.RUNNING)
+            release.wait(30)
+
+    server.watches.append(Held())
+    (tmp_path / "token").write_text(TOKEN)
+    command = [sys.executable, "-c", "from lockstep.cli import main; main()", "--server", server.address]
+    process = subprocess.Popen(
+        [*command, "--token-file", str(tmp_path / "token"), "watch", "a"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "RUNNING\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    finally:
+        release.set()
+        process.kill()
+    assert (process.returncode, out) == (130, "")
+    assert err == "\nno longer watching; the job goes on. Come back with: lockstep watch a\n"
+    assert server.jobs["jobs/a"].state == State.RUNNING
+
+
+# datasets, models, cluster, version
+
+
+def test_datasets(lockstep: Lockstep, server: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "Iris 2.csv").write_text("a,species\n1,x\n")
+    done = lockstep("dataset", "push", "Iris 2.csv", "--label", "species")
+    assert (done.code, done.out) == (0, "datasets/iris-2\n")
+    assert done.err == "3 rows, inputs , 2 classes, 0 B\nnote: the column width is constant\n"
+    assert (
+        lockstep("dataset", "push", "iris", "Iris 2.csv", "--label", "species", "--json").objects()[0]["name"]
+        == "datasets/iris"
+    )
+    assert [line.split()[0] for line in lockstep("dataset", "list").out.splitlines()] == ["DATASET", "iris-2", "iris"]
+    assert len(lockstep("dataset", "list", "--json").objects()) == 2
+    assert lockstep("dataset", "show", "iris").out.startswith("datasets/iris  READY\n")
+    assert lockstep("dataset", "delete", "iris") == (0, "", "deleted datasets/iris\n")
+    done = lockstep("dataset", "push", "Iris 2.csv", "iris")
+    assert done.code == 2
+    assert "NAME comes before FILE" in done.err
+    assert lockstep("dataset", "push", "a", "b", "c.csv").code == 2
+    assert lockstep("dataset", "push", "missing.npz").err.startswith("error: missing.npz: it cannot be read")
+
+
+def test_model_pull(lockstep: Lockstep, server: FakeServer, tmp_path: Path) -> None:
+    server.add_job("a")
+    done = lockstep("model", "pull", "jobs/a")
+    assert (done.code, done.out) == (0, "a/model.safetensors\na/manifest.json\n")
+    assert "(checked)" in done.err
+    assert (tmp_path / "a" / "manifest.json").exists()
+    (told,) = lockstep("model", "pull", "a", "b", "--json").objects()
+    assert (told["folder"], told["manifest"]["step"]) == ("b", 240)
+
+
+def test_a_damaged_model_is_the_services_fault(lockstep: Lockstep, server: FakeServer) -> None:
+    server.add_job("a")
+    server.download = lambda: iter(())
+    done = lockstep("model", "pull", "a")
+    assert (done.code, done.out) == (3, "")
+    assert "the download is damaged" in done.err
+
+
+def test_cluster_and_version(lockstep: Lockstep, server: FakeServer) -> None:
+    assert "agent   connected" in lockstep("cluster").out
+    assert lockstep("cluster", "--json").objects()[0]["slots"] == 2
+    assert lockstep("version").out == "client  0.1.0\nserver  0.1.0\n"
+    assert lockstep("version", "--json").objects() == [{"client_version": "0.1.0", "server_version": "0.1.0"}]
+    assert lockstep("--version").out == "0.1.0\n"
+
+
+def test_explain(lockstep: Lockstep) -> None:
+    done = lockstep("explain", "optimizer.momentum.learning_rate")
+    assert (done.code, done.out) == (0, "optimizer.momentum.learning_rate: real number, required, above 0\n")
+    assert "units" in lockstep("explain", "model.layers[0].dense").out
+    assert lockstep("explain", "model.layers.relu").out.endswith("It has no fields: write {}.\n")
+    assert "validation_fraction" in lockstep("explain").out
+    (told,) = lockstep("explain", "training.epochs", "--json").objects()
+    assert (told["type"], told["required"], told["lte"]) == ("whole number", True, 1_000_000)
+    assert lockstep("explain", "training.epoch").err == "error: training.epoch: there is no such field; did you mean epochs?\n"
+    assert "optimizer.sgd.learning_rate" in lockstep("explain", "learning_rate").err
