@@ -1,0 +1,90 @@
+"""Optimizers against their formulas written out in float64; any cut of the vector gives the same bits."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lockstep.contract.errors import InternalError
+from worker.nn.optimizers import build_optimizer
+from worker.nn.schedules import learning_rate
+from worker.nn.shapes import BLOCK_FLOATS
+from worker.specs import ConstantSchedule, MomentumRecord, OptimizerRecord, SgdRecord
+
+CONSTANT = ConstantSchedule()
+RECORDS: list[OptimizerRecord] = [SgdRecord(0.1, CONSTANT), MomentumRecord(0.1, 0.9, CONSTANT)]
+
+
+def test_sgd_is_its_formula() -> None:
+    rng = np.random.default_rng(0)
+    optimizer = build_optimizer(SgdRecord(0.1, CONSTANT), np.float64)
+    w = rng.normal(size=40)
+    expected = w.copy()
+    for step in range(1, 6):
+        g = rng.normal(size=40)
+        optimizer.apply(w, g, (), step, 0.1 / step)
+        expected = expected - 0.1 / step * g
+    np.testing.assert_allclose(w, expected, rtol=1e-13, atol=1e-15)
+    assert optimizer.state_names == ()
+
+
+def test_momentum_is_its_formula() -> None:
+    rng = np.random.default_rng(0)
+    optimizer = build_optimizer(MomentumRecord(0.1, 0.8, CONSTANT), np.float64)
+    w, v = rng.normal(size=40), np.zeros(40)
+    start, gradients = w.copy(), [rng.normal(size=40) for _ in range(5)]
+    for step, g in enumerate(gradients, start=1):
+        optimizer.apply(w, g, (v,), step, 0.1)
+    # Unrolled: v_t = sum over s <= t of 0.8^(t-s) g_s.
+    velocities = [sum(0.8 ** (t - s) * gradients[s] for s in range(t + 1)) for t in range(5)]
+    np.testing.assert_allclose(v, velocities[-1], rtol=1e-12)
+    np.testing.assert_allclose(w, start - 0.1 * sum(velocities), rtol=1e-12)
+    assert optimizer.state_names == ("velocity",)
+
+
+@settings(max_examples=20, deadline=None)
+@given(record=st.sampled_from(RECORDS), cuts=st.lists(st.integers(0, 2 * BLOCK_FLOATS), max_size=4))
+def test_any_cut_gives_the_same_bits(record: OptimizerRecord, cuts: list[int]) -> None:
+    size = 2 * BLOCK_FLOATS + 77
+    rng = np.random.default_rng(1)
+    w, g = rng.standard_normal(size, np.float32), rng.standard_normal(size, np.float32)
+    whole, pieces = build_optimizer(record), build_optimizer(record)
+    state = [rng.standard_normal(size, np.float32) for _ in whole.state_names]
+    other_w, other_state, kept = w.copy(), [vector.copy() for vector in state], g.copy()
+    whole.apply(w, g, state, 1, 0.1)
+    for first, end in zip([0, *sorted(cuts)], [*sorted(cuts), size], strict=True):
+        pieces.apply(other_w[first:end], g[first:end], [vector[first:end] for vector in other_state], 1, 0.1)
+    assert w.tobytes() == other_w.tobytes()
+    assert [vector.tobytes() for vector in state] == [vector.tobytes() for vector in other_state]
+    assert g.tobytes() == kept.tobytes()
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_no_array_is_allocated_after_the_first_call(record: OptimizerRecord) -> None:
+    size = 2 * BLOCK_FLOATS
+    optimizer = build_optimizer(record)
+    w, g = np.ones(size, np.float32), np.ones(size, np.float32)
+    state = [np.zeros(size, np.float32) for _ in optimizer.state_names]
+    optimizer.apply(w, g, state, 1, 0.1)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        optimizer.apply(w, g, state, 2, 0.1)
+        assert tracemalloc.get_traced_memory()[1] - before < 4096
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_missing_state_vector_is_our_fault() -> None:
+    optimizer = build_optimizer(MomentumRecord(0.1, 0.9, CONSTANT))
+    with pytest.raises(InternalError, match="Momentum got 0 state vectors; it needs 1"):
+        optimizer.apply(np.zeros(3, np.float32), np.zeros(3, np.float32), (), 1, 0.1)
+
+
+def test_the_constant_schedule_is_constant() -> None:
+    assert {learning_rate(record, step, 10, 100) for record in RECORDS for step in (1, 11, 100)} == {0.1}

@@ -1,0 +1,169 @@
+"""From messages to records: defaults, and what is refused, with place and remedy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import Parse, ParseDict
+
+from lockstep.contract.errors import UserError
+from lockstep.v1.model_pb2 import Initializer, Layer, ModelSpec
+from lockstep.v1.optimization_pb2 import Loss, Optimizer
+from worker.specs import (
+    Architecture,
+    ConstantSchedule,
+    DenseRecord,
+    FlattenRecord,
+    MeanSquaredErrorRecord,
+    MomentumRecord,
+    ReluRecord,
+    SgdRecord,
+    SoftmaxCrossEntropyRecord,
+    architecture,
+    loss_record,
+    optimizer_record,
+)
+
+
+def layer(text: str) -> Layer:
+    """A layer from protobuf JSON."""
+    return Parse(text, Layer())
+
+
+def loss(**fields: Any) -> Loss:
+    """A loss from the fields of its protobuf JSON."""
+    return ParseDict(fields, Loss())
+
+
+def optimizer(**fields: Any) -> Optimizer:
+    """An optimizer from the fields of its protobuf JSON."""
+    return ParseDict(fields, Optimizer())
+
+
+def violations(raised: pytest.ExceptionInfo[UserError]) -> list[tuple[str, str]]:
+    return [(violation.place, violation.reason) for violation in raised.value.violations]
+
+
+def test_layers_and_defaults() -> None:
+    model = ModelSpec(layers=[layer('{"flatten": {}}'), layer('{"dense": {"units": 8}}'), layer('{"relu": {}}')])
+    model.layers.append(layer('{"dense": {"units": 4, "bias": false, "initializer": {"lecun_normal": {}}}}'))
+    model.layers.append(layer('{"dense": {"units": 3}}'))
+    assert architecture(model, (2, 5)) == Architecture(
+        (
+            FlattenRecord(),
+            DenseRecord(8, True, "he_normal"),
+            ReluRecord(),
+            DenseRecord(4, False, "lecun_normal"),
+            DenseRecord(3, True, "glorot_uniform"),
+        ),
+        (2, 5),
+    )
+
+
+def test_all_that_is_not_built_is_named_at_once() -> None:
+    model = ModelSpec(
+        layers=[
+            layer('{"conv2d": {"filters": 8, "kernel": {"height": 3, "width": 3}}}'),
+            layer('{"dense": {"units": 4, "initializer": {"orthogonal": {}}}}'),
+            Layer(),
+            layer('{"gelu": {}}'),
+        ]
+    )
+    with pytest.raises(UserError) as raised:
+        architecture(model, (8,))
+    assert violations(raised) == [
+        ("model.layers[0].conv2d", "LAYER_NOT_BUILT"),
+        ("model.layers[1].dense.initializer.orthogonal", "INITIALIZER_NOT_BUILT"),
+        ("model.layers[2]", "INVALID_FIELD"),
+        ("model.layers[3].gelu", "LAYER_NOT_BUILT"),
+    ]
+    assert "model.layers[0].conv2d: this layer is not built yet; use one of: dense, flatten, relu" in str(raised.value)
+    assert "model.layers[2]: exactly one layer must be given: dense, flatten, relu" in str(raised.value)
+
+
+def test_every_layer_of_the_contract_is_built_or_refused() -> None:
+    for field in Layer.DESCRIPTOR.oneofs_by_name["kind"].fields:
+        message = Layer()
+        getattr(message, field.name).SetInParent()
+        try:
+            (record,) = architecture(ModelSpec(layers=[message]), (4,)).layers
+            assert record.kind == field.name
+        except UserError as error:
+            assert [v.place for v in error.violations] == [f"model.layers[0].{field.name}"]
+
+
+def test_no_layers_are_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.layers: got no layers"):
+        architecture(ModelSpec(), (4,))
+
+
+def test_an_empty_initializer_is_refused() -> None:
+    model = ModelSpec(layers=[layer('{"dense": {"units": 4}}')])
+    model.layers[0].dense.initializer.CopyFrom(Initializer())
+    with pytest.raises(UserError, match=r"model\.layers\[0\]\.dense\.initializer: exactly one initializer must be given"):
+        architecture(model, (4,))
+
+
+def test_losses() -> None:
+    assert loss_record(loss(softmax_cross_entropy={})) == SoftmaxCrossEntropyRecord()
+    assert loss_record(loss(softmax_cross_entropy={"label_smoothing": 0.0}, l1=0.0)) == SoftmaxCrossEntropyRecord()
+    assert loss_record(loss(mean_squared_error={})) == MeanSquaredErrorRecord()
+
+
+def test_losses_that_are_not_built() -> None:
+    given = loss(softmax_cross_entropy={"label_smoothing": 0.1, "class_weights": [1, 2], "ignored_label": 0}, l1=0.1, l2=0.2)
+    with pytest.raises(UserError) as raised:
+        loss_record(given)
+    places = [
+        "softmax_cross_entropy.label_smoothing",
+        "softmax_cross_entropy.class_weights",
+        "softmax_cross_entropy.ignored_label",
+    ]
+    assert violations(raised) == [(f"loss.{name}", "OPTION_NOT_BUILT") for name in [*places, "l1", "l2"]]
+    with pytest.raises(UserError) as raised:
+        loss_record(loss(huber={}))
+    assert violations(raised) == [("loss.huber", "LOSS_NOT_BUILT")]
+    with pytest.raises(UserError) as raised:
+        loss_record(Loss())
+    assert violations(raised) == [("loss", "INVALID_FIELD")]
+
+
+def test_optimizers_and_defaults() -> None:
+    assert optimizer_record(optimizer(sgd={"learning_rate": 0.1})) == SgdRecord(0.1, ConstantSchedule())
+    assert optimizer_record(optimizer(momentum={"learning_rate": 0.1})) == MomentumRecord(0.1, 0.9, ConstantSchedule())
+    given = optimizer(momentum={"learning_rate": 0.1, "momentum": 0.0}, schedule={"constant": {}})
+    assert optimizer_record(given) == MomentumRecord(0.1, 0.0, ConstantSchedule())
+
+
+def test_optimizers_that_are_not_built() -> None:
+    given = optimizer(adam={"learning_rate": 0.1}, schedule={"cosine": {}, "warmup_steps": 3}, clipping={"value": 1.0})
+    with pytest.raises(UserError) as raised:
+        optimizer_record(given)
+    assert violations(raised) == [
+        ("optimizer.schedule.cosine", "SCHEDULE_NOT_BUILT"),
+        ("optimizer.schedule.warmup_steps", "OPTION_NOT_BUILT"),
+        ("optimizer.clipping", "OPTION_NOT_BUILT"),
+        ("optimizer.adam", "OPTIMIZER_NOT_BUILT"),
+    ]
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_wrong_learning_rate_is_refused(rate: float) -> None:
+    given = Optimizer()
+    given.momentum.learning_rate = rate
+    with pytest.raises(UserError, match=r"optimizer\.momentum\.learning_rate: got .*; it must be above 0 and finite"):
+        optimizer_record(given)
+
+
+def test_a_wrong_momentum_is_refused() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.momentum\.momentum: got 1\.0; it must be at least 0 and below 1"):
+        optimizer_record(optimizer(momentum={"learning_rate": 0.1, "momentum": 1.0}))
+
+
+def test_specs_and_shapes_load_without_numpy() -> None:
+    code = "import sys, worker.specs, worker.nn.shapes; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "False"

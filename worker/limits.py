@@ -1,0 +1,36 @@
+"""The limits of a worker; all of them stand in docs/limits.md."""
+
+from __future__ import annotations
+
+# Most numbers that one model may learn: 8 GiB of float32.
+MAX_PARAMETERS = 2**31
+
+# Most elements of one row's activation at any layer.
+MAX_ACTIVATION = 2**28
+
+# Most buffer layouts (stack shapes with their subtrees) that a model keeps; the oldest is dropped.
+MAX_PASSES = 8
+
+# Rows of a dataset that one draw of the order or the split may cover.
+MAX_ROWS = 2**32
+
+# Time for both ends of a link to prove the group's key.
+HANDSHAKE_TIMEOUT_S = 10.0
+
+# Time to have all links of a new group.
+CONNECT_TIMEOUT_S = 30.0
+
+# Connections to a worker that may be in the handshake at once; others wait in the system's queue.
+MAX_HANDSHAKES = 64
+
+# Longest silence while a range of a vector is sent to the coordinator or received by it.
+TRANSFER_TIMEOUT_S = 30.0
+
+# Bytes that are sent, received or hashed at a time.
+TRANSFER_BYTES = 4 << 20
+
+# Step times that a stretch keeps for its median.
+STEP_TIMES = 4096
+
+# Rows that are named when a shard is not finite.
+NAMED_ROWS = 16

@@ -1,0 +1,152 @@
+"""Gradient stacks into subtrees: sums of shards along the tree, planned once per stack shape.
+
+A node (a, b) of the tree covers the shards [a, b) and is node(a, m) + node(m, b) with m = (a + b) // 2. Shards at or past the
+number of leaves are empty: a node with an empty side is its other side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar, final
+
+import numpy as np
+
+from lockstep.contract.errors import InternalError
+from worker.nn.parameters import Array, aligned_zeros
+from worker.nn.shapes import BLOCK_FLOATS, LayerShapes, ParameterEntry, ParameterLayout
+
+Node: TypeAlias = tuple[int, int]
+T = TypeVar("T")
+
+
+def evaluate(node: Node, leaves: int, leaf: Callable[[int], T], add: Callable[[T, T, bool], T], top: bool = True) -> T:
+    """The value of a node: `leaf(i)` at the shards, `add(left, right, top)` above them; empty shards are left out."""
+    first, end = node
+    if end - first == 1:
+        return leaf(first)
+    middle = (first + end) // 2
+    if middle >= leaves:
+        return evaluate((first, middle), leaves, leaf, add, top)
+    left = evaluate((first, middle), leaves, leaf, add, False)
+    return add(left, evaluate((middle, end), leaves, leaf, add, False), top)
+
+
+def tree_sum(node: Node, values: Sequence[float]) -> float:
+    """The sum of float64 values along the tree below `node`."""
+    if len(values) == 1:
+        return values[0]
+
+    def leaf(shard: int) -> float:
+        return values[shard]
+
+    def add(left: float, right: float, top: bool) -> float:
+        return left + right
+
+    return evaluate(node, len(values), leaf, add)
+
+
+def check_nodes(nodes: Sequence[Node], leaves: int) -> None:
+    """Raises InternalError unless the nodes cover the leaves once, in order; the last may end past them."""
+    at = 0
+    for first, end in nodes:
+        if first != at or end <= first or first >= leaves:
+            raise InternalError(f"subtrees {list(nodes)} do not cover {leaves} shards in order")
+        at = end
+    if at < leaves:
+        raise InternalError(f"subtrees {list(nodes)} do not cover {leaves} shards in order")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A range of the flat vector whose gradients are combined together, after the backward pass of layer `layer`."""
+
+    layer: int
+    first: int
+    end: int
+    entries: tuple[ParameterEntry, ...]
+
+
+def spans(layers: Sequence[LayerShapes], layout: ParameterLayout) -> list[Span]:
+    """Cuts the vector between layers: small neighbours together, so that few calls combine them; large ones alone."""
+    groups: list[list[tuple[int, ParameterEntry]]] = []
+    entries = iter(layout.entries)
+    for index, layer in enumerate(layers):
+        own = [(index, next(entries)) for _ in layer.tensors]
+        if not own:
+            continue
+        first = groups[-1][0][1].offset if groups else 0
+        if groups and own[-1][1].offset + own[-1][1].size - first <= BLOCK_FLOATS:
+            groups[-1].extend(own)
+        else:
+            groups.append(own)
+    ends = [group[0][1].offset for group in groups[1:]] + [layout.size]
+    return [
+        Span(group[0][0], group[0][1].offset, end, tuple(entry for _, entry in group))
+        for group, end in zip(groups, ends, strict=True)
+    ]
+
+
+@final
+@dataclass(slots=True)
+class Program:
+    """What combines one span: sums, copies of single shards, gaps set to zero, and the look for what is not finite."""
+
+    adds: list[tuple[Array, Array, Array]] = field(default_factory=list)
+    copies: list[tuple[Array, Array]] = field(default_factory=list)
+    gaps: list[Array] = field(default_factory=list)
+    looks: list[tuple[Array, Array]] = field(default_factory=list)
+
+    def run(self) -> bool:
+        """Combines; False if a sum is not finite."""
+        add = np.add
+        for left, right, out in self.adds:
+            add(left, right, out)
+        for source, out in self.copies:
+            np.copyto(out, source)
+        for gap in self.gaps:
+            gap.fill(0)
+        # 0 times a finite number is 0; times infinity or NaN it is NaN. Nothing can overflow.
+        finite = True
+        dot = np.dot
+        for vector, zeros in self.looks:
+            finite &= bool(dot(vector, zeros) == 0)
+        return finite
+
+
+def plan_span(span: Span, nodes: Sequence[Node], stack: Array | None, gradients: Array, zeros: Array) -> Program:
+    """The program that sums `stack` (leaves, span) into `gradients` (subtrees, P) at the span.
+
+    `stack` is None where every subtree is one shard, whose gradient was written in place. `zeros` has a block's length.
+    """
+    program = Program()
+    for first in range(span.first, span.end, BLOCK_FLOATS):
+        end = min(first + BLOCK_FLOATS, span.end)
+        for row, node in enumerate(nodes):
+            out = gradients[row, first:end]
+            if stack is not None:
+                _plan_node(program, node, stack[:, first - span.first : end - span.first], out)
+            program.looks.append((out, zeros[: end - first]))
+    if stack is not None:
+        for entry, following in zip(span.entries, [*span.entries[1:], None], strict=True):
+            end = following.offset if following else span.end
+            if entry.offset + entry.size < end:
+                program.gaps.extend(gradients[row, entry.offset + entry.size : end] for row in range(len(nodes)))
+    return program
+
+
+def _plan_node(program: Program, node: Node, block: Array, out: Array) -> None:
+    def add(left: Array, right: Array, top: bool) -> Array:
+        target = out if top else left
+        program.adds.append((left, right, target))
+        return target
+
+    result = evaluate(node, len(block), lambda leaf: block[leaf], add)
+    if result is not out:
+        program.copies.append((result, out))
+
+
+def span_stack(all_spans: Sequence[Span], leaves: int, dtype: np.dtype[np.floating]) -> Array:
+    """The scratch that all spans' stacks take in turn: (leaves * the largest span,)."""
+    return aligned_zeros((leaves * max((span.end - span.first for span in all_spans), default=0),), dtype)

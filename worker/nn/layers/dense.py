@@ -1,0 +1,56 @@
+"""The affine map."""
+
+from __future__ import annotations
+
+from typing import final
+
+import numpy as np
+
+from worker.nn.layers.layer import Layer, Setting
+from worker.nn.parameters import Array
+from worker.nn.streams import Streams
+from worker.specs import DenseRecord
+
+
+@final
+class Dense(Layer):
+    """Affine map: y = W x + b, a shard's rows being the columns of x.
+
+    Shapes: x (S, I, R), W (O, I), b (O,), y (S, O, R). In public W is (I, O).
+    Backward: dW = dy x^T (S, O, I), db = dy 1 (S, O), dx = W^T dy.
+    Raises UserError if x is not (S, I, R).
+    """
+
+    def __init__(self, record: DenseRecord, setting: Setting) -> None:
+        super().__init__(setting)
+        self.W_OI = setting.parameters["weight"]
+        self.W_IO = self.W_OI.T
+        self.b_O1 = setting.parameters["bias"][:, None] if record.bias else None
+        self.y_SOR = self.overwritable = self.buffer(self.output_shape)
+        self.b_SOR = setting.scratch[: self.y_SOR.size].reshape(self.output_shape)
+        if setting.gradients is not None:
+            self.dW_SOI = setting.gradients["weight"]
+            self.db_SO = setting.gradients.get("bias")
+            self.ones_R = np.ones(setting.rows, setting.dtype)
+            self.dx_SIR = self.buffer(self.input_shape) if setting.needs_input_gradient else None
+
+    def forward(self, x_SIR: Array, streams: Streams | None) -> Array:
+        self.check(x_SIR)
+        self.x_SIR = x_SIR
+        y_SOR = self.y_SOR
+        np.matmul(self.W_OI, x_SIR, out=y_SOR)
+        if self.b_O1 is not None:
+            # Spread out first: NumPy would do so itself, into memory that it allocates.
+            np.copyto(self.b_SOR, self.b_O1)
+            np.add(y_SOR, self.b_SOR, out=y_SOR)
+        return y_SOR
+
+    def backward(self, dy_SOR: Array) -> Array:
+        np.matmul(dy_SOR, self.x_SIR.transpose(0, 2, 1), out=self.dW_SOI)
+        if self.db_SO is not None:
+            # A product with ones: three times as fast as a sum along the rows.
+            np.matmul(dy_SOR, self.ones_R, out=self.db_SO)
+        if self.dx_SIR is None:
+            return dy_SOR
+        np.matmul(self.W_IO, dy_SOR, out=self.dx_SIR)
+        return self.dx_SIR

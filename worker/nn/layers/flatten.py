@@ -1,0 +1,30 @@
+"""All axes of a row as one."""
+
+from __future__ import annotations
+
+from typing import final
+
+from worker.nn.layers.layer import Layer, Setting
+from worker.nn.parameters import Array
+from worker.nn.streams import Streams
+from worker.specs import FlattenRecord
+
+
+@final
+class Flatten(Layer):
+    """y = x with the axes of a row as one, in C order; nothing is copied.
+
+    Shapes: x (S, a, b, ..., R), y (S, a * b * ..., R).
+    Backward: dx = dy in the shape of x.
+    Raises UserError if x has not the shape it was built for.
+    """
+
+    def __init__(self, record: FlattenRecord, setting: Setting) -> None:
+        super().__init__(setting)
+
+    def forward(self, x: Array, streams: Streams | None) -> Array:
+        self.check(x)
+        return x.reshape(self.output_shape)
+
+    def backward(self, dy: Array) -> Array:
+        return dy.reshape(self.input_shape)

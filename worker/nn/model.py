@@ -1,0 +1,261 @@
+"""The model: a flat vector of parameters, and passes over stacks of shards that fill flat vectors of gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from lockstep.contract.arithmetic import EVALUATION_BLOCK_ROWS
+from lockstep.contract.errors import UserError
+from worker.limits import MAX_PASSES
+from worker.nn.combination import Node, check_nodes, tree_sum
+from worker.nn.initializers import INITIALIZERS
+from worker.nn.losses import LOSSES
+from worker.nn.parameters import Array, aligned_zeros, public_views
+from worker.nn.passes import Network, StackPass, StepPass
+from worker.nn.search import NonFinitePlace, search
+from worker.nn.shapes import layer_shapes, parameter_layout
+from worker.nn.streams import Streams
+from worker.randomness import Purpose, Stream
+from worker.specs import Architecture, DenseRecord, LossRecord
+
+Stack = tuple[Array, NDArray[Any]]
+
+
+@final
+@dataclass(slots=True)
+class Result:
+    """Sums of a pass. `loss_sums` and `denominators` are per subtree, in float64; `finite` says whether all sums are."""
+
+    loss_sums: tuple[float, ...]
+    denominators: tuple[float, ...]
+    finite: bool
+
+    @property
+    def loss_sum(self) -> float:
+        """The loss sum of a single subtree, or the sum over the subtrees in their order."""
+        return sum(self.loss_sums[1:], self.loss_sums[0])
+
+    @property
+    def denominator(self) -> float:
+        """Rows, over all subtrees."""
+        return sum(self.denominators)
+
+
+@final
+@dataclass(slots=True)
+class _Known:
+    """Arrays that were found right, held so that no other array can have their identity."""
+
+    stacks: tuple[Stack, ...]
+    combine: tuple[Node, ...] | None
+    step: StepPass
+
+    def holds(self, stacks: Sequence[Stack], combine: Sequence[Node] | None) -> bool:
+        if combine is not self.combine or len(stacks) != len(self.stacks):
+            return False
+        return all(x is u and y is v for (x, y), (u, v) in zip(stacks, self.stacks, strict=True))
+
+
+@final
+class Model:
+    """A network with its parameters.
+
+    `parameters` (P,) and `gradients` (subtrees, P) are the vectors given (shared memory, say) or new ones. Floats between
+    tensors are zero and must stay so. Without given parameters the initial weights are drawn from `seed`.
+    Raises UserError where the shapes of layers do not meet.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        loss: LossRecord,
+        *,
+        input_shape: tuple[int, ...] | None = None,
+        seed: int = 0,
+        dtype: DTypeLike = np.float32,
+        parameters: Array | None = None,
+        gradients: Array | None = None,
+    ) -> None:
+        shapes = layer_shapes(architecture, input_shape)
+        self.architecture, self.loss, self.seed = architecture, loss, seed
+        self.dtype = np.dtype(dtype)
+        self.layout = parameter_layout(architecture, input_shape)
+        self.parameters = aligned_zeros((self.layout.size,), self.dtype) if parameters is None else parameters
+        self._check_vector("parameters", self.parameters, (self.layout.size,))
+        self._gradients = aligned_zeros((1, self.layout.size), self.dtype) if gradients is None else gradients
+        self._owns_gradients = gradients is None
+        self._check_vector("gradients", self._gradients, (len(self._gradients), self.layout.size))
+        self._network = Network(architecture, loss, shapes, self.layout, self.parameters)
+        self.input_shape = self._network.input_shape
+        loss_class = LOSSES[type(loss)]
+        self.target_dtype = getattr(loss_class, "target_dtype", self.dtype)
+        self.target_shape = loss_class.target_shape(self._network.outputs)
+        self._steps: dict[tuple[Any, ...], StepPass] = {}
+        self._known: dict[int, _Known] = {}
+        self._evaluation: StackPass | None = None
+        if parameters is None:
+            self.initialize()
+
+    @property
+    def gradients(self) -> Array:
+        """(subtrees, P): the gradient sums of the last pass, in its first rows."""
+        return self._gradients
+
+    def named_parameters(self) -> dict[str, Array]:
+        """The tensors in their public layout by name ("0.dense.weight"): views, so that writing to them changes the model."""
+        return public_views(self.layout, self.parameters)
+
+    def named_gradients(self, row: int = 0) -> dict[str, Array]:
+        """The gradient sums of a subtree in the public layout, as views."""
+        return public_views(self.layout, self._gradients[row])
+
+    def initialize(self) -> None:
+        """Draws the initial weights from the seed: the stream of each layer, in the public layout's C order; biases are 0."""
+        self.parameters.fill(0)
+        tensors = self.named_parameters()
+        for index, record in enumerate(self.architecture.layers):
+            if isinstance(record, DenseRecord):
+                weight = tensors[f"{index}.dense.weight"]
+                inputs, outputs = weight.shape
+                stream = Stream(self.seed, Purpose.INITIAL_WEIGHTS, layer=index)
+                weight[...] = INITIALIZERS[record.initializer](stream, inputs, outputs, weight.size).reshape(weight.shape)
+
+    def loss_and_gradient(
+        self, stacks: Sequence[Stack], combine: Sequence[Node] | None = None, streams: Streams | None = None
+    ) -> Result:
+        """One forward and one backward pass over one or two stacks of equal shards.
+
+        A stack is (x, y): x (S, R, *input_shape), y (S, R, *target), C-contiguous, in ascending shard order. `combine` are the
+        tree's maximal nodes inside these shards, counted from the first of them; unless given, the one tree over all. A node
+        that reaches past the last shard stands for one whose shards there are empty. Fills the first rows of `gradients`
+        with one gradient sum per node.
+        """
+        step = self._step(stacks, combine)
+        losses, finite = step.run(stacks, streams)
+        loss_sums = tuple([tree_sum(node, losses) for node in step.nodes])
+        return Result(loss_sums, step.denominators, finite and math.isfinite(sum(losses)))
+
+    def locate_non_finite(
+        self, stacks: Sequence[Stack], combine: Sequence[Node] | None = None, streams: Streams | None = None
+    ) -> NonFinitePlace | None:
+        """Where the pass first meets a number that is not finite; None if it meets none. Slow: for use after a hit."""
+        return search(self._network, self._step(stacks, combine), stacks, streams)
+
+    def predict(self, x: Array) -> Array:
+        """The outputs (N, *output) of x (N, *input_shape), in blocks of 256 rows, the last one filled up with zeros.
+
+        A row's bits depend on the parameters, its values and its place in its block; never on how many rows there are.
+        """
+        rows = len(x)
+        self._check_rows(x, rows)
+        shape = self._network.shapes[-1].output_shape
+        out = np.empty((rows, *shape), self.dtype)
+        for first in range(0, rows, EVALUATION_BLOCK_ROWS):
+            part = x[first : first + EVALUATION_BLOCK_ROWS]
+            z_KR = self._evaluate(part)[0]
+            out[first : first + len(part)] = z_KR[:, : len(part)].T.reshape(len(part), *shape)
+        return out
+
+    def evaluate_block(self, x: Array, y: NDArray[Any]) -> tuple[float, float, int]:
+        """(loss sum, denominator, correct rows) of at most 256 rows, computed as a block of 256 filled up with zeros."""
+        rows = len(x)
+        self._check_rows(x, rows)
+        if rows > EVALUATION_BLOCK_ROWS or y.shape != (rows, *self.target_shape) or y.dtype != self.target_dtype:
+            self._refuse(x[None], y[None])
+        z_1KR = self._evaluate(x)
+        evaluation = self._evaluation_pass()
+        target = self._evaluation_target
+        target[0, :rows] = y
+        target[0, rows:] = 0
+        correct = evaluation.loss.correct(z_1KR, target, rows)
+        evaluation.loss.forward(z_1KR, target)
+        return float(np.add.reduce(evaluation.loss.row_losses[0, :rows])), float(rows), correct
+
+    def _step(self, stacks: Sequence[Stack], combine: Sequence[Node] | None) -> StepPass:
+        """The buffers for these stacks; arrays that came before, as a worker's own buffers do, are not looked at again."""
+        if not 1 <= len(stacks) <= 2:
+            raise UserError.of("model", f"{len(stacks)} stacks", "it takes one stack or two", "WRONG_SHAPE")
+        known = self._known.get(id(stacks[0][0]))
+        if known is not None and known.holds(stacks, combine):
+            return known.step
+        key = (tuple([x.shape for x, _ in stacks]), None if combine is None else tuple(combine))
+        step = self._steps.get(key) or self._plan(key)
+        for x, y in stacks:
+            if x.dtype != self.dtype or y.dtype != self.target_dtype or not (x.flags.c_contiguous and y.flags.c_contiguous):
+                self._refuse(x, y)
+            if y.shape[:2] != x.shape[:2] or y.shape[2:] != self.target_shape:
+                self._refuse(x, y)
+        if combine is None or isinstance(combine, tuple):
+            if len(self._known) >= MAX_PASSES:
+                self._known.clear()
+            self._known[id(stacks[0][0])] = _Known(tuple(stacks), combine, step)
+        return step
+
+    def _plan(self, key: tuple[Any, ...]) -> StepPass:
+        """The buffers of a new shape; everything about shapes is checked here, before anything is allocated."""
+        shapes, combine = key
+        for shape in shapes:
+            if len(shape) < 2 or shape[2:] != self.input_shape:
+                got = f"rows of shape {shape[2:]} in a stack of shape {shape}"
+                raise UserError.of(self._network.shapes[0].place, got, f"it needs {self.input_shape}", "WRONG_SHAPE")
+            if 0 in shape[:2]:
+                remedy = "a pass needs at least one shard of at least one row"
+                raise UserError.of(self._network.shapes[0].place, f"a stack of shape {shape}", remedy, "EMPTY_BATCH")
+        leaves = sum(shape[0] for shape in shapes)
+        nodes: tuple[Node, ...] = ((0, leaves),) if combine is None else combine
+        check_nodes(nodes, leaves)
+        self._reserve(len(nodes))
+        while len(self._steps) >= MAX_PASSES:
+            del self._steps[next(iter(self._steps))]
+            self._known.clear()
+        stacks = [(shape[0], shape[1]) for shape in shapes]
+        step = self._steps[key] = StepPass(self._network, stacks, nodes, self._gradients)
+        return step
+
+    def _reserve(self, rows: int) -> None:
+        """Makes room for `rows` gradient vectors, where they are the model's own."""
+        if rows <= len(self._gradients):
+            return
+        if not self._owns_gradients:
+            raise ValueError(f"gradients: got {len(self._gradients)} rows; {rows} subtrees need as many")
+        self._gradients = aligned_zeros((rows, self.layout.size), self.dtype)
+        self._steps.clear()
+        self._known.clear()
+
+    def _evaluation_pass(self) -> StackPass:
+        if self._evaluation is None:
+            self._evaluation = StackPass(self._network, 1, EVALUATION_BLOCK_ROWS, None)
+            self._evaluation_rows = aligned_zeros((1, EVALUATION_BLOCK_ROWS, *self.input_shape), self.dtype)
+            self._evaluation_target = np.zeros((1, EVALUATION_BLOCK_ROWS, *self.target_shape), self.target_dtype)
+        return self._evaluation
+
+    def _evaluate(self, x: Array) -> Array:
+        """Outputs (1, K, 256) of at most 256 rows, a buffer of the pass."""
+        evaluation = self._evaluation_pass()
+        block = self._evaluation_rows
+        block[0, : len(x)] = x
+        block[0, len(x) :] = 0
+        return evaluation.forward(block, None)
+
+    def _check_rows(self, x: Array, rows: int) -> None:
+        place = self._network.shapes[0].place
+        if x.shape[1:] != self.input_shape:
+            raise UserError.of(place, f"rows of shape {x.shape[1:]}", f"it needs {self.input_shape}", "WRONG_SHAPE")
+        if rows == 0:
+            raise UserError.of(place, "0 rows", "it needs at least one row", "EMPTY_BATCH")
+
+    def _check_vector(self, name: str, vector: Array, shape: tuple[int, ...]) -> None:
+        if vector.shape != shape or vector.dtype != self.dtype or not vector.flags.c_contiguous:
+            raise ValueError(f"{name}: got {vector.dtype} {vector.shape}; it must be C-contiguous {self.dtype} {shape}")
+
+    def _refuse(self, x: Array, y: NDArray[Any]) -> None:
+        got = f"inputs {x.dtype} {x.shape} and targets {y.dtype} {y.shape}"
+        inputs = f"C-contiguous inputs {self.dtype} (S, R, *{self.input_shape})"
+        remedy = f"it needs {inputs} and targets {self.target_dtype} (S, R, *{self.target_shape})"
+        raise UserError.of(self._network.shapes[0].place, got, remedy, "WRONG_SHAPE")
