@@ -1,0 +1,202 @@
+"""The reduction over links in memory: bit for bit the plain tree sum, however workers and nodes are split."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from tests.worker.collective.memory_links import MemoryNetwork
+from worker.collective.barrier import Barrier
+from worker.collective.layout import ExchangeLayout, block_borders
+from worker.collective.links import Links
+from worker.collective.peers import Deadlines
+from worker.collective.plan import NodeMemory, StepSums
+from worker.collective.reduce import Reduction, Update
+from worker.collective.shared_memory import F32, REPORT_FLOATS
+
+DEADLINE_S = 20.0
+
+
+@pytest.fixture(autouse=True)
+def threads_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are threads here, and sched_yield would keep the interpreter: sleeping hands it on."""
+    monkeypatch.setattr(os, "sched_yield", lambda: time.sleep(1e-5))
+
+
+class Descent:
+    """w -= rate * g, with the gradients that came kept in a state vector."""
+
+    def apply(self, parameters: F32, gradient: F32, state: Sequence[F32], step: int, learning_rate: float) -> None:
+        np.add(state[0], gradient, out=state[0])
+        np.subtract(parameters, np.float32(learning_rate) * gradient, out=parameters)
+
+
+class Keep:
+    """Keeps the gradient as it came."""
+
+    def apply(self, parameters: F32, gradient: F32, state: Sequence[F32], step: int, learning_rate: float) -> None:
+        np.copyto(state[0], gradient)
+
+
+def plain_sum(first: int, end: int, shards: list[F32], filled: int) -> F32 | None:
+    """node(a, b) = node(a, m) + node(m, b), empty shards left out."""
+    if first >= filled:
+        return None
+    if end - first == 1:
+        return shards[first]
+    middle = (first + end) // 2
+    left, right = plain_sum(first, middle, shards, filled), plain_sum(middle, end, shards, filled)
+    return left if right is None else left + right  # type: ignore[operator]
+
+
+class PlainWords:
+    """A worker's words outside of a segment."""
+
+    def __init__(self) -> None:
+        self.arrived, self.stopped, self.excused = (np.zeros(1, np.int64).data for _ in range(3))
+
+
+class Group:
+    """Workers as threads; a node's memory is plain arrays."""
+
+    def __init__(self, nodes: Sequence[str], shards: int, size: int, update: Update | None = None) -> None:
+        self.nodes, self.shards = list(nodes), shards
+        self.layout = ExchangeLayout(block_borders([(0, size)], size), shards, nodes)
+        self.network = MemoryNetwork()
+        self.parameters = {node: np.zeros(size, np.float32) for node in self.layout.members}
+        self.gradients, self.reports, words = {}, {}, {}
+        for rank in range(len(nodes)):
+            subtrees = len(self.layout.worker_subtrees(rank, shards))
+            self.gradients[rank] = np.zeros((subtrees, size), np.float32)
+            self.reports[rank] = np.zeros(REPORT_FLOATS)
+            words[rank] = PlainWords()
+        self.states = {rank: (np.zeros(end - first, np.float32),) for rank, (first, end) in enumerate(self.layout.chunks)}
+        self.reductions = []
+        for rank, node in enumerate(nodes):
+            members = self.layout.members[node]
+            barrier = Barrier(rank, nodes, {m: words[m] for m in members}, dict[int, int]())
+            barrier._spins = 0
+            memory = NodeMemory(
+                self.parameters[node],
+                {m: self.gradients[m] for m in members},
+                {m: self.reports[m] for m in members},
+                self.states[rank],
+            )
+            links: Links = self.network.links(rank)
+            deadlines = Deadlines(DEADLINE_S, DEADLINE_S)
+            self.reductions.append(Reduction(self.layout, rank, memory, barrier, links, update or Descent(), deadlines))
+
+    def step(self, step: int, filled: int, shards: list[F32], losses: list[float], finite: Sequence[bool]) -> list[StepSums]:
+        """One step on all workers, whose shards have these gradients."""
+        results: dict[int, StepSums] = {}
+        errors: list[BaseException] = []
+
+        def run(rank: int) -> None:
+            loss_sums, denominators = [], []
+            for index, (first, end) in enumerate(self.layout.worker_subtrees(rank, filled)):
+                vector = plain_sum(first, end, shards, filled)
+                assert vector is not None
+                self.gradients[rank][index] = vector
+                loss_sums.append(sum(losses[first : min(end, filled)]))
+                denominators.append(float(min(end, filled) - first))
+            try:
+                results[rank] = self.reductions[rank].step(filled, step, 0.5, finite[rank], loss_sums, denominators)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(self.nodes))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        if errors:
+            raise errors[0]
+        return [results[rank] for rank in range(len(self.nodes))]
+
+
+def cases() -> list[tuple[int, int, int, int]]:
+    """(seed, workers, shards, nodes): corners, then drawn ones."""
+    chosen = [(0, 1, 1, 1), (1, 1, 8, 1), (2, 8, 8, 1), (3, 8, 8, 8), (4, 5, 7, 2), (5, 64, 64, 9), (6, 3, 64, 3)]
+    draw = random.Random(11)
+    for seed in range(7, 32):
+        shards = draw.randint(1, 64)
+        workers = draw.randint(1, min(shards, 12))
+        chosen.append((seed, workers, shards, draw.randint(1, workers)))
+    return chosen
+
+
+@pytest.mark.parametrize(("seed", "workers", "shards", "node_count"), cases())
+def test_parameters_and_state_are_those_of_the_plain_tree_sum(seed: int, workers: int, shards: int, node_count: int) -> None:
+    draw = np.random.default_rng(seed)
+    nodes = [f"node-{draw.integers(node_count)}" for _ in range(workers)]
+    if seed % 2:
+        nodes.sort()
+    size = 16 * int(draw.integers(1, 900))
+    group = Group(nodes, shards, size)
+    parameters, state = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    for step, filled in enumerate((shards, shards, int(draw.integers(1, shards + 1))), start=1):
+        gradients = [draw.normal(size=size).astype(np.float32) for _ in range(shards)]
+        losses = [float(draw.integers(0, 1000)) for _ in range(shards)]
+        results = group.step(step, filled, gradients, losses, [True] * workers)
+        total = plain_sum(0, shards, gradients, filled)
+        assert total is not None
+        mean = total / np.float32(filled)
+        state += mean
+        parameters = parameters - np.float32(0.5) * mean
+        assert results == [StepSums(sum(losses[:filled]), float(filled), True)] * workers
+    for node in group.parameters.values():
+        assert node.tobytes() == parameters.tobytes()
+    assert np.concatenate([group.states[rank][0] for rank in range(workers)]).tobytes() == state.tobytes()
+
+
+def test_blocks_longer_than_the_cache_give_the_same_bits() -> None:
+    size, draw = 3 * 65536 + 16 * 77, np.random.default_rng(1)
+    group = Group(["a", "a", "b"], 5, size)
+    gradients = [draw.normal(size=size).astype(np.float32) for _ in range(5)]
+    group.step(1, 5, gradients, [0.0] * 5, [True] * 3)
+    total = plain_sum(0, 5, gradients, 5)
+    assert total is not None
+    expected = np.zeros(size, np.float32) - np.float32(0.5) * (total / np.float32(5))
+    assert all(node.tobytes() == expected.tobytes() for node in group.parameters.values())
+
+
+@pytest.mark.parametrize("nodes", [["a", "a", "a"], ["a", "b", "c"], ["a", "b", "b"]])
+@pytest.mark.parametrize("victim", [0, 2])
+def test_one_flag_keeps_every_worker_from_the_update(nodes: list[str], victim: int) -> None:
+    group = Group(nodes, 4, 64)
+    gradients = [np.ones(64, np.float32)] * 4
+    results = group.step(1, 4, gradients, [1.0] * 4, [rank != victim for rank in range(3)])
+    assert not any(result.finite for result in results)
+    assert not any(node.any() for node in group.parameters.values())
+    results = group.step(2, 4, gradients, [1.0] * 4, [True] * 3)
+    assert all(result.finite for result in results) and all(node.all() for node in group.parameters.values())
+
+
+def test_negative_zero_survives_an_empty_shard() -> None:
+    group = Group(["a", "b"], 4, 16, Keep())
+    group.step(1, 1, [np.full(16, -0.0, np.float32)] * 4, [0.0] * 4, [True, True])
+    assert np.signbit(np.concatenate([state for (state,) in group.states.values()])).all()
+
+
+def test_each_vector_and_each_parameter_crosses_once() -> None:
+    size = 4 * 4096
+    group = Group(["a", "a", "b", "b"], 8, size)
+    group.step(1, 8, [np.ones(size, np.float32)] * 8, [0.0] * 8, [True] * 4)
+    report = 8 * REPORT_FLOATS
+    for rank in range(4):
+        # half of the own node's sums for the other node's chunks, and the own chunk's parameters
+        assert group.network.bytes_sent[rank] == report + 4 * (size // 4) + 4 * (size // 4)
+        assert group.network.messages_sent[rank] == 2
+
+
+def test_a_missing_worker_is_named() -> None:
+    group = Group(["a", "b"], 2, 16)
+    group.reductions[0]._deadlines.seconds = 0.05
+    with pytest.raises(Exception, match="worker 1 did not reach step 7"):
+        group.reductions[0].step(2, 7, 0.1, True, [0.0], [1.0])

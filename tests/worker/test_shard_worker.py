@@ -1,0 +1,256 @@
+"""ShardWorkers end to end, in plain processes: the same weights however they are split, faults named, nothing left."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lockstep.internal.v1 import worker_pb2 as pb
+from tests.worker.worker_processes import KEY, Workers, order, vectors, weights_hash, write_dataset
+from worker.collective.tree import fold
+from worker.nn.shapes import parameter_layout
+from worker.shard_worker import ShardWorker
+from worker.specs import architecture
+from worker.weights_file import tensors_from_flat
+
+INPUTS = 12
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture(scope="module")
+def digest(files: Path) -> str:
+    return write_dataset(files, 1003, INPUTS)
+
+
+@pytest.fixture(scope="module")
+def five() -> Iterator[Workers]:
+    with Workers(["a"] * 5) as workers:
+        yield workers
+
+
+# 1,003 rows: the last batch has 107 of 128 rows, 3 of 100 (8 shards, 5 of them empty), 43 of 64, or all 1,003.
+SPLITS = [["a"], ["a", "a"], ["a"] * 3, ["a", "b"], ["a", "a", "b"], ["a", "b", "a"], ["a", "a", "b", "b", "c"]]
+
+
+@pytest.mark.parametrize(("batch_size", "shards", "steps"), [(128, 4, 20), (100, 8, 25), (64, 5, 20), (5000, 6, 4)])
+def test_any_number_of_workers_and_nodes_gives_the_same_bits(
+    five: Workers, files: Path, digest: str, batch_size: int, shards: int, steps: int
+) -> None:
+    run = order(digest, batch_size=batch_size, shards=shards, standardize=True)
+    hashes, velocities, losses, rows = set(), set(), set(), set()
+    for nodes in SPLITS:
+        if len(nodes) > shards:
+            continue
+        five.form(files, run, nodes)
+        five.restore()
+        half = five.stretch(1, steps // 2)
+        replies = five.stretch(steps // 2 + 1, steps)
+        state = five.state(steps)
+        hashes.add(weights_hash(run, INPUTS, state))
+        assert weights_hash(run, INPUTS, five.state(steps, same_node=False)) in hashes
+        velocities.add(vectors(state)["velocity"].tobytes())
+        losses.add(replies[0].losses[-1].loss)
+        rows.add(sum(reply.computed_rows for reply in [*half, *replies]))
+        assert len({reply.parameters_crc32c for reply in replies}) == 1
+        assert all(reply.step == steps and reply.median_step_seconds > 0 for reply in replies)
+        assert all(reply.computed_rows > 0 for reply in replies)
+    assert len(hashes) == len(velocities) == len(losses) == 1
+    epochs, left = divmod(steps, -(-1003 // min(batch_size, 1003)))
+    assert rows == {epochs * 1003 + left * batch_size}
+
+
+def whole(sums: dict[tuple[int, int], tuple[float, float, int]]) -> tuple[float, float, int] | None:
+    """The sums over the tree of 4 blocks."""
+
+    def add(left: tuple[float, float, int], right: tuple[float, float, int]) -> tuple[float, float, int]:
+        return left[0] + right[0], left[1] + right[1], left[2] + right[2]
+
+    return fold(0, 4, lambda first, end: sums.get((first, end)), add)
+
+
+def test_evaluation_is_the_same_for_any_number_of_workers(five: Workers, files: Path, digest: str) -> None:
+    run = order(digest, batch_size=64, shards=8, validation_fraction=0.9)
+    found = set()
+    for nodes in (["a"], ["a", "b"], ["a"] * 5):
+        five.form(files, run, nodes)
+        five.restore()
+        five.stretch(1, 6)
+        sums = [part for reply in five.ask(evaluate=pb.EvaluateRequest(step=6)) for part in reply.evaluate.sums]
+        assert sum(part.rows for part in sums) == 903
+        known = {(part.first_block, part.end_block): (part.loss_sum, part.denominator, part.correct) for part in sums}
+        found.add(whole(known))
+    assert len(found) == 1
+    result = found.pop()
+    assert result is not None
+    loss_sum, denominator, correct = result
+    assert denominator == 903 and 0 < correct <= 903 and loss_sum > 0
+
+
+def test_a_checkpoint_continues_bit_for_bit(five: Workers, files: Path, digest: str) -> None:
+    run = order(digest, batch_size=100, shards=4)
+    five.form(files, run, ["a", "a"])
+    five.restore()
+    five.stretch(1, 13)
+    layout = parameter_layout(architecture(run.spec.model, (INPUTS,)))
+    middle = vectors(five.state(13))
+    folder = files / "checkpoints" / "test" / "13-abc"
+    folder.mkdir(parents=True)
+    save_file(tensors_from_flat(layout, middle["parameters"]), folder / "model.safetensors")
+    velocity = tensors_from_flat(layout, middle["velocity"])
+    save_file({f"velocity/{name}": tensor for name, tensor in velocity.items()}, folder / "optimizer.safetensors")
+    five.stretch(14, 30)
+    expected = five.state(30)
+    for nodes in (["a"], ["a", "b", "b"]):
+        five.form(files, run, nodes)
+        five.restore(13, "checkpoints/test/13-abc")
+        five.stretch(14, 30)
+        state = five.state(30)
+        assert {k: v.tobytes() for k, v in vectors(state).items()} == {k: v.tobytes() for k, v in vectors(expected).items()}
+
+
+def test_a_gradient_that_is_not_finite_is_located_and_not_applied(five: Workers, files: Path) -> None:
+    bad = write_dataset(files, 64, INPUTS, seed=9)
+    x = np.load(files / "datasets" / bad / "x.npy")
+    x[17, 3] = np.inf
+    np.save(files / "datasets" / bad / "x.npy", x)
+    run = order(bad, batch_size=64, shards=4)
+    places = set()
+    for nodes in (["a"], ["a", "a", "b"]):
+        five.form(files, run, nodes)
+        five.restore()
+        before = five.state(0)
+        replies = five.stretch(1, 5)
+        assert [reply.step for reply in replies] == [0] * len(nodes)
+        assert all(reply.non_finite.step == 1 for reply in replies)
+        places |= {
+            (reply.non_finite.layer, reply.non_finite.shard, 17 in reply.non_finite.rows)
+            for reply in replies
+            if reply.non_finite.layer
+        }
+        after = five.state(0)
+        assert all(after[key].tobytes() == value.tobytes() for key, value in before.items())
+    assert len(places) == 1
+    layer, _, named = places.pop()
+    assert layer == "layers[0].dense" and named
+
+
+def test_an_update_that_overflows_is_reported(five: Workers, files: Path, digest: str) -> None:
+    five.form(files, order(digest, batch_size=128, shards=4, learning_rate=3e38), ["a", "b"])
+    five.restore()
+    for rank in range(2):
+        five.send(rank, stretch=pb.StretchRequest(first_step=1, last_step=1))
+    replies = [five.receive(rank) for rank in range(2)]
+    failures = [reply.failure for reply in replies if reply.WhichOneof("reply") == "failure"]
+    found = [reply.stretch.non_finite.step for reply in replies if reply.WhichOneof("reply") == "stretch"]
+    assert (failures and failures[0].kind == pb.Failure.USER and "lower the learning rate" in failures[0].text) or any(found)
+
+
+def wait_for_steps(pid: int, fd: int, count: int) -> None:
+    """Waits until the worker's counter, the second cache line of its segment, has passed `count` barriers."""
+    deadline = time.monotonic() + 20
+    segment = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY)
+    try:
+        while int.from_bytes(os.pread(segment, 8, 64), "little") < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        os.close(segment)
+
+
+@pytest.mark.parametrize(
+    ("victim", "sign"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGSTOP), (2, signal.SIGSTOP)]
+)
+def test_a_lost_worker_is_named_within_the_deadline_and_the_survivors_go_on(
+    files: Path, digest: str, victim: int, sign: signal.Signals
+) -> None:
+    run = order(digest, batch_size=64, shards=4, total_steps=10_000_000)
+    with Workers(["a", "a", "b"]) as workers:
+        workers.form(files, run, floor_s=2.0)
+        workers.restore()
+        for rank in range(3):
+            workers.send(rank, stretch=pb.StretchRequest(first_step=1, last_step=10_000_000))
+        lost = workers.endpoints[victim]
+        wait_for_steps(lost.pid, lost.segment_fd, 200)
+        os.kill(lost.pid, sign)
+        began = time.monotonic()
+        for rank in {0, 1, 2} - {victim}:
+            failure = workers.receive(rank).failure
+            assert failure.kind == pb.Failure.PEER, failure
+            assert list(failure.missing_ranks) == [victim], failure.text
+            assert f"worker {victim} (node {'ab'[victim // 2]})" in failure.text and failure.step > 10
+        assert time.monotonic() - began < 10
+        if victim == 2:
+            workers.form(files, run, ["a", "a"])
+            workers.restore()
+            assert workers.stretch(1, 5)[0].step == 5
+
+
+def test_requests_out_of_turn_become_failures() -> None:
+    worker = ShardWorker("a", "127.0.0.1")
+
+    def ask(**request: Any) -> pb.WorkerReply:
+        return pb.WorkerReply.FromString(worker.handle(pb.WorkerRequest(**request).SerializeToString()))
+
+    assert ask(heartbeat=pb.HeartbeatRequest()).WhichOneof("reply") == "done"
+    assert "prepare comes first" in ask(stretch=pb.StretchRequest(first_step=1, last_step=1)).failure.text
+    assert "cannot be read" in pb.WorkerReply.FromString(worker.handle(b"\xff\xff")).failure.text
+    assert "without a kind" in ask().failure.text
+    joined = ask(join=pb.JoinRequest()).join
+    assert joined.pid == os.getpid() and joined.fingerprint and joined.node_id == "a" and joined.memory_bytes > 1 << 20
+
+
+def test_a_missing_dataset_is_the_nodes_affair(tmp_path: Path) -> None:
+    worker = ShardWorker("a", "127.0.0.1")
+    request = pb.PrepareRequest(
+        order=order("0" * 64, batch_size=4, shards=1), files_folder=str(tmp_path), group_key=KEY, node_ids=["a"]
+    )
+    reply = pb.WorkerReply.FromString(worker.handle(pb.WorkerRequest(prepare=request).SerializeToString()))
+    assert reply.failure.kind == pb.Failure.NODE and "must see the data folder" in reply.failure.text
+
+
+def test_groups_that_follow_each_other_leave_nothing(files: Path, digest: str) -> None:
+    worker = ShardWorker("a", "127.0.0.1")
+    run = order(digest, batch_size=64, shards=4)
+
+    def ask(**request: Any) -> pb.WorkerReply:
+        reply = pb.WorkerReply.FromString(worker.handle(pb.WorkerRequest(**request).SerializeToString()))
+        assert reply.WhichOneof("reply") != "failure", reply.failure.trace
+        return reply
+
+    def left() -> tuple[int, int]:
+        gc.collect()
+        maps = Path("/proc/self/maps").read_text()
+        return len(os.listdir("/proc/self/fd")), maps.count("memfd:lockstep")
+
+    seen = []
+    for group in range(1, 4):
+        request = pb.PrepareRequest(
+            order=run,
+            files_folder=str(files),
+            group_number=group,
+            group_key=KEY,
+            node_ids=["a"],
+            step_deadline_floor_s=5,
+            first_step_deadline_s=5,
+        )
+        prepared = ask(prepare=request).prepare
+        ask(connect=pb.PeersRequest(peers=[prepared]))
+        ask(restore=pb.RestoreRequest())
+        ask(stretch=pb.StretchRequest(first_step=1, last_step=20))
+        seen.append(left())
+    assert len(set(seen)) == 1 and seen[0][1] == 1
+    worker.close()
+    assert left()[1] == 0

@@ -1,0 +1,1 @@
+"""How workers step together: one algorithm (`reduce`) over shared memory inside a node and links between nodes."""

@@ -1,0 +1,146 @@
+"""The plan of a step: views, orders of additions and messages for one kind of batch, made once; a step allocates nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from worker.collective.layout import ExchangeLayout
+from worker.collective.shared_memory import F32, F64, REPORT_FLOATS
+from worker.collective.sums import Addition, ScalarSum, ScratchBlocks, VectorSum
+from worker.collective.tree import Subtree
+
+# Floats of a block of sums and update: it stays in the second-level cache, and the calls cost little beside it.
+BLOCK = 65536
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NodeMemory:
+    """What the workers of a node share: P parameters, and by rank the gradient vectors (subtrees, P) and the reports.
+
+    `state` is this worker's own: its chunk of each of the optimizer's vectors.
+    """
+
+    parameters: F32
+    gradients: Mapping[int, F32]
+    reports: Mapping[int, F64]
+    state: tuple[F32, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StepSums:
+    """The sums of a step over the whole batch. When not `finite`, nothing was applied, on any worker."""
+
+    loss_sum: float
+    denominator: float
+    finite: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of the own chunk: sums along the tree, then the update; `gradient` is scratch."""
+
+    additions: list[Addition]
+    total: F32
+    gradient: F32
+    parameters: F32
+    state: tuple[F32, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NodeSums:
+    """What goes to the owner of a chunk on another node: additions to carry out, then the parts of the message."""
+
+    owner: int
+    additions: list[Addition]
+    parts: list[memoryview]
+
+
+@final
+class StepPlan:
+    """The plan of worker `rank` for batches whose first `filled` shards have rows."""
+
+    def __init__(self, layout: ExchangeLayout, rank: int, memory: NodeMemory, filled: int, scratch: ScratchBlocks) -> None:
+        self._layout, self._memory, self._scratch, self._node = layout, memory, scratch, layout.nodes[rank]
+        self._members = layout.members[self._node]
+        # Where the vector of each subtree of this node lies: (worker, index among its vectors).
+        self._local: dict[Subtree, tuple[int, int]] = {
+            subtree: (member, index)
+            for member in self._members
+            for index, subtree in enumerate(layout.worker_subtrees(member, filled))
+        }
+        self._node_subtrees = layout.node_subtrees(self._node, filled)
+        self._node_report: F64 = np.zeros(REPORT_FLOATS)
+        self._node_totals = [ScalarSum(subtree, self._local) for subtree in self._node_subtrees]
+
+        first, end = layout.chunks[rank]
+        vectors = {s: memory.gradients[member][index, first:end] for s, (member, index) in self._local.items()}
+        places = dict(self._local)
+        self._reports: dict[int, F64] = {member: memory.reports[member] for member in self._members}
+        self.gradients_in: list[tuple[int, list[memoryview]]] = []
+        for node in layout.members:
+            if node == self._node:
+                continue
+            carrier, remote, report = layout.carrier(node, rank), layout.node_subtrees(node, filled), np.zeros(REPORT_FLOATS)
+            received = np.zeros((len(remote), end - first), np.float32)
+            vectors.update(zip(remote, received, strict=True))
+            places.update({subtree: (carrier, index) for index, subtree in enumerate(remote)})
+            self._reports[carrier] = report
+            self.gradients_in.append((carrier, _parts(report, *received)))
+        self._total = ScalarSum((0, layout.shards), places)
+        self.blocks = [self._block(vectors, (first, end), at) for at in range(first, end, BLOCK)]
+        self.gradients_out = [self._sums_for(owner) for owner in layout.carried(rank)]
+        own = _parts(memory.parameters[first:end])
+        self.parameters_out = [(carrier, own) for carrier in layout.carriers(rank) if own]
+        carried = [(owner, _parts(memory.parameters[slice(*layout.chunks[owner])])) for owner in layout.carried(rank)]
+        self.parameters_in = [(owner, parts) for owner, parts in carried if parts]
+
+    def total(self) -> StepSums:
+        """The sums over the batch, out of all reports; the same on every worker."""
+        loss_sum, denominator = self._total.of(self._reports)
+        return StepSums(loss_sum, denominator, all(report[0] == 1.0 for report in self._reports.values()))
+
+    def report_node(self) -> None:
+        """Joins the reports of the node's workers into the one that other nodes get."""
+        report, reports = self._node_report, self._memory.reports
+        report[0] = min(float(reports[member][0]) for member in self._members)
+        for index, sums in enumerate(self._node_totals):
+            report[1 + 2 * index], report[2 + 2 * index] = sums.of(reports)
+
+    def _block(self, vectors: Mapping[Subtree, F32], chunk: tuple[int, int], at: int) -> Block:
+        end = min(at + BLOCK, chunk[1])
+        inner = slice(at - chunk[0], end - chunk[0])
+        pieces = {subtree: vector[inner] for subtree, vector in vectors.items()}
+        sums = VectorSum((0, self._layout.shards), pieces, self._scratch)
+        state = tuple(vector[inner] for vector in self._memory.state)
+        return Block(sums.additions, sums.total, sums.free, self._memory.parameters[at:end], state)
+
+    def _sums_for(self, owner: int) -> NodeSums:
+        """This node's sums of the owner's chunk, one per subtree: a worker's own vector, or summed into memory for it."""
+        first, end = self._layout.chunks[owner]
+        additions: list[Addition] = []
+        vectors: list[F32] = []
+        for subtree in self._node_subtrees:
+            if subtree in self._local:
+                member, index = self._local[subtree]
+                vectors.append(self._memory.gradients[member][index, first:end])
+                continue
+            target = np.zeros(end - first, np.float32)
+            for at in range(first, end, BLOCK):
+                to = min(at + BLOCK, end)
+                pieces = {s: self._memory.gradients[member][index, at:to] for s, (member, index) in self._local.items()}
+                additions += VectorSum(subtree, pieces, self._scratch, target[at - first : to - first]).additions
+            vectors.append(target)
+        return NodeSums(owner, additions, _parts(self._node_report, *vectors))
+
+
+def _parts(*arrays: F32 | F64) -> list[memoryview]:
+    """The bytes of each array, to be sent or received into; empty ones are left out."""
+    return [array.data.cast("B") for array in arrays if array.size]

@@ -1,0 +1,125 @@
+"""The reduction: reduce-scatter, update, all-gather, over a barrier inside the node and links between nodes.
+
+Each worker has posted a gradient sum per subtree. The owner of a chunk sums the subtrees' vectors in tree order, divides once
+by the denominator and applies the optimizer, block by block while the block is in cache. The parameters lie in memory that a
+node shares, so that the all-gather is a barrier; other nodes get the updated chunks over their links.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol, final
+
+import numpy as np
+
+from worker.collective.barrier import Barrier
+from worker.collective.layout import ExchangeLayout
+from worker.collective.links import Links, Message
+from worker.collective.peers import Deadlines
+from worker.collective.plan import BLOCK, NodeMemory, StepPlan, StepSums
+from worker.collective.shared_memory import F32
+from worker.collective.sums import ScratchBlocks
+
+
+class Update(Protocol):
+    """An optimizer: elementwise and in place on equal-length 1-D views."""
+
+    def apply(self, parameters: F32, gradient: F32, state: tuple[F32, ...], step: int, learning_rate: float) -> None:
+        """One step on a block."""
+
+
+@final
+class Reduction:
+    """One worker's part of the reduction. All workers of the group call `step` with the same steps in the same order."""
+
+    def __init__(
+        self,
+        layout: ExchangeLayout,
+        rank: int,
+        memory: NodeMemory,
+        barrier: Barrier,
+        links: Links,
+        update: Update,
+        deadlines: Deadlines,
+    ) -> None:
+        self._layout, self._rank, self._memory = layout, rank, memory
+        self._barrier, self._links, self._update, self._deadlines = barrier, links, update, deadlines
+        self._scratch = ScratchBlocks(BLOCK)
+        self._report = memory.reports[rank]
+        self._denominator = np.ones((), np.float32)
+        self._plans: dict[int, StepPlan] = {}
+        self._links_waited_s = 0.0
+
+    @property
+    def waited_s(self) -> float:
+        """Time spent in waiting for peers so far."""
+        return self._barrier.waited_s + self._links_waited_s
+
+    def step(
+        self,
+        filled: int,
+        step: int,
+        learning_rate: float,
+        finite: bool,
+        loss_sums: Sequence[float],
+        denominators: Sequence[float],
+    ) -> StepSums:
+        """Joins the step; `filled` shards have rows. The sums are per subtree of this worker; the vectors are in its memory."""
+        plan = self._plans.get(filled)
+        if plan is None:
+            plan = self._plans[filled] = StepPlan(self._layout, self._rank, self._memory, filled, self._scratch)
+        report = self._report
+        report[0] = 1.0 if finite else 0.0
+        for index, value in enumerate(loss_sums):
+            report[1 + 2 * index] = value
+            report[2 + 2 * index] = denominators[index]
+
+        self._barrier.wait(step, self._deadlines.seconds)  # gradients are ready
+        if plan.gradients_in:
+            self._exchange_gradients(plan, step)
+        total = plan.total()
+        if total.finite:
+            self._apply(plan, step, learning_rate, total.denominator)
+        if plan.gradients_in:
+            self._exchange_parameters(plan, step, total.finite)
+        if total.finite:
+            self._barrier.wait(step, self._deadlines.seconds)  # parameters are ready
+        return total
+
+    def _apply(self, plan: StepPlan, step: int, learning_rate: float, denominator: float) -> None:
+        self._denominator[...] = denominator or 1.0  # no weight at all: the sum is zero, and so is the gradient
+        add, divide, apply, by = np.add, np.divide, self._update.apply, self._denominator
+        for block in plan.blocks:
+            for left, right, out in block.additions:
+                add(left, right, out=out)
+            divide(block.total, by, out=block.gradient)
+            apply(block.parameters, block.gradient, block.state, step, learning_rate)
+
+    def _exchange_gradients(self, plan: StepPlan, step: int) -> None:
+        for rank, parts in plan.gradients_in:
+            self._links.expect(rank, Message.GRADIENTS, step, parts)
+        plan.report_node()
+        for sums in plan.gradients_out:
+            for left, right, out in sums.additions:
+                np.add(left, right, out=out)
+            self._links.send(sums.owner, Message.GRADIENTS, step, sums.parts)
+        self._complete(step, wait=1, sent=False)
+
+    def _exchange_parameters(self, plan: StepPlan, step: int, finite: bool) -> None:
+        if finite:
+            for rank, parts in plan.parameters_in:
+                self._links.expect(rank, Message.PARAMETERS, step, parts)
+            for rank, parts in plan.parameters_out:
+                self._links.send(rank, Message.PARAMETERS, step, parts)
+        self._complete(step, wait=2, sent=True)
+
+    def _complete(self, step: int, wait: int, sent: bool) -> None:
+        began = time.perf_counter()
+        self._links.complete(step, self._deadlines.for_other_nodes_s(wait), sent, self._barrier.excuse)
+        self._barrier.forgive()
+        self._links_waited_s += time.perf_counter() - began
+
+    def close(self) -> None:
+        """Lets go of all views of shared memory."""
+        self._plans.clear()

@@ -1,0 +1,133 @@
+"""How a snapshot leaves a worker: read from its shared memory on the same node, else asked for over its port."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.contract.errors import LockstepError
+from lockstep.internal.v1.worker_pb2 import PrepareReply, SnapshotReply, StateVector
+from worker.collective.handshake import COORDINATOR, HandshakeError, Membership, dial
+from worker.collective.links import Message
+from worker.collective.tcp import HEADER, MAGIC, header, prepare_socket
+from worker.limits import HANDSHAKE_TIMEOUT_S, TRANSFER_BYTES, TRANSFER_TIMEOUT_S
+
+F32 = NDArray[np.float32]
+State = dict[tuple[str, int, int], F32]
+
+# Name of a vector, first element, one past the last.
+_REQUEST = struct.Struct("!64sQQ")
+
+
+@final
+class TransferError(LockstepError):
+    """A worker's state could not be had: it ended, its link broke, or it has gone on to other steps."""
+
+
+def fetch_state(
+    reply: SnapshotReply,
+    endpoint: PrepareReply,
+    same_node: bool,
+    group_key: bytes,
+    run_number: int,
+    group_number: int,
+    rank: int,
+) -> State:
+    """All vectors that worker `rank` offers, as new arrays by (name, first, end). Raises TransferError.
+
+    To be called between the worker's answer to a snapshot request and its next stretch.
+    """
+    member = Membership(group_key, run_number, group_number, COORDINATOR)
+    try:
+        if same_node:
+            return _read_memory(reply, endpoint)
+        return _receive(reply, endpoint, member, rank)
+    except (OSError, HandshakeError, _Closed) as error:
+        raise TransferError(f"the state of worker {rank} at step {reply.step} cannot be had: {error}") from error
+
+
+def serve_state(connection: socket.socket, rank: int, find: Callable[[int, str, int, int], F32 | None]) -> None:
+    """The worker's half: answers requests until the coordinator closes. `find(step, name, first, end)` gives the range, or
+    None when it is not offered at that step; then the link is closed."""
+    connection.settimeout(TRANSFER_TIMEOUT_S)
+    head, body = bytearray(HEADER.size), bytearray(_REQUEST.size)
+    try:
+        while True:
+            _fill(connection, memoryview(head))
+            magic, message, _, step, length = HEADER.unpack(head)
+            if (magic, message, length) != (MAGIC, Message.STATE_REQUEST, _REQUEST.size):
+                return
+            _fill(connection, memoryview(body))
+            name, first, end = _REQUEST.unpack(body)
+            vector = find(step, name.rstrip(b"\0").decode("ascii", "replace"), first, end)
+            if vector is None:
+                return
+            data = vector.data.cast("B")
+            connection.sendall(header(Message.STATE, rank, step, len(data)))
+            for at in range(0, len(data), TRANSFER_BYTES):
+                connection.sendall(data[at : at + TRANSFER_BYTES])
+    except (OSError, _Closed):
+        return  # the coordinator has what it wanted, or is gone
+
+
+@final
+class _Closed(Exception):
+    """The other end closed."""
+
+
+def _read_memory(reply: SnapshotReply, endpoint: PrepareReply) -> State:
+    fd = os.open(f"/proc/{endpoint.pid}/fd/{endpoint.segment_fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        state: State = {}
+        for vector in reply.vectors:
+            array = np.empty(vector.end - vector.first, np.float32)
+            if array.size:
+                data, at = array.data.cast("B"), 0
+                while at < len(data):
+                    count = os.preadv(fd, [data[at:]], vector.segment_offset + at)
+                    if count == 0:
+                        raise _Closed(f"its segment ends before {vector.name}[{vector.first}:{vector.end}]")
+                    at += count
+            state[_key(vector)] = array
+        return state
+    finally:
+        os.close(fd)
+
+
+def _receive(reply: SnapshotReply, endpoint: PrepareReply, member: Membership, rank: int) -> State:
+    state: State = {}
+    with socket.create_connection((endpoint.host, endpoint.port), HANDSHAKE_TIMEOUT_S) as connection:
+        dial(connection, member, rank, HANDSHAKE_TIMEOUT_S)
+        prepare_socket(connection)
+        connection.settimeout(TRANSFER_TIMEOUT_S)
+        head = bytearray(HEADER.size)
+        for vector in reply.vectors:
+            array = np.empty(vector.end - vector.first, np.float32)
+            state[_key(vector)] = array
+            if not array.size:
+                continue
+            asked = _REQUEST.pack(vector.name.encode("ascii"), vector.first, vector.end)
+            connection.sendall(header(Message.STATE_REQUEST, COORDINATOR, reply.step, len(asked)) + asked)
+            _fill(connection, memoryview(head))
+            if HEADER.unpack(head) != (MAGIC, Message.STATE, rank, reply.step, 4 * array.size):
+                raise _Closed(f"it answered something else than {vector.name}[{vector.first}:{vector.end}]")
+            _fill(connection, array.data.cast("B"))
+    return state
+
+
+def _key(vector: StateVector) -> tuple[str, int, int]:
+    return vector.name, vector.first, vector.end
+
+
+def _fill(connection: socket.socket, target: memoryview) -> None:
+    while target:
+        count = connection.recv_into(target)
+        if count == 0:
+            raise _Closed("it closed the link")
+        target = target[count:]

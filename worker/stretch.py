@@ -1,0 +1,135 @@
+"""A stretch: the steps that workers take together between two meetings with their coordinator."""
+
+from __future__ import annotations
+
+import time
+from typing import final
+
+import google_crc32c
+import numpy as np
+
+from lockstep.contract.arithmetic import point_interval
+from lockstep.contract.errors import UserError
+from lockstep.internal.v1.worker_pb2 import NonFinite, StepLoss, StretchReply
+from worker.collective.peers import Deadlines
+from worker.collective.plan import BLOCK, NodeMemory, StepSums
+from worker.collective.reduce import Reduction
+from worker.collective.shared_memory import F32
+from worker.limits import NAMED_ROWS, STEP_TIMES, TRANSFER_BYTES
+from worker.nn.model import Model, Result
+from worker.nn.schedules import learning_rate
+from worker.nn.streams import Streams
+from worker.rows import Rows, ShardStacks, TrainingRows
+from worker.specs import OptimizerRecord
+
+_NOTHING = Result((), (), True)
+
+
+@final
+class Stretches:
+    """Takes the steps of one worker. `step` is the last one that was applied."""
+
+    def __init__(
+        self,
+        rank: int,
+        model: Model,
+        rows: TrainingRows,
+        reduction: Reduction,
+        memory: NodeMemory,
+        chunk: tuple[int, int],
+        optimizer: OptimizerRecord,
+        deadlines: Deadlines,
+        first_shard: int,
+        total_steps: int,
+    ) -> None:
+        self._rank, self._model, self._rows = rank, model, rows
+        self._reduction, self._memory = reduction, memory
+        self._chunk, self._optimizer, self._deadlines, self._first_shard = chunk, optimizer, deadlines, first_shard
+        self._total_steps, self._points = total_steps, point_interval(total_steps)
+        self._times = np.zeros(STEP_TIMES)
+        self._stepped = False
+        self.step = 0
+
+    def run(self, first_step: int, last_step: int) -> StretchReply:
+        """Takes the steps, both included. Ends before a step whose gradient is not finite anywhere; that is in the reply."""
+        reply = StretchReply()
+        began, waited_s, clock = time.perf_counter(), self._reduction.waited_s, time.perf_counter
+        with np.errstate(all="ignore"):
+            for step in range(first_step, last_step + 1):
+                step_began = clock()
+                batch = self._rows.batch(step)
+                shards = self._rows.stacks(len(batch))
+                rate = learning_rate(self._optimizer, step, self._rows.steps_per_epoch, self._total_steps)
+
+                shards.fill(batch)
+                result = self._forward_backward(shards, step)
+                sums = self._reduction.step(shards.filled, step, rate, result.finite, result.loss_sums, result.denominators)
+
+                if not sums.finite:
+                    reply.non_finite.CopyFrom(self._locate(shards, batch, step, result))
+                    break
+                self.step = step
+                reply.computed_rows += shards.own_rows
+                if self._rank == 0 and (step == last_step or step % self._points == 0):
+                    reply.losses.append(_loss(step, sums, rate))
+                self._took(step - first_step, clock() - step_began)
+            if not reply.HasField("non_finite"):
+                self._check_finite()
+        steps = min(self.step - first_step + 1, STEP_TIMES)
+        reply.step = self.step
+        reply.total_seconds = clock() - began
+        reply.wait_seconds = self._reduction.waited_s - waited_s
+        reply.compute_seconds = reply.total_seconds - reply.wait_seconds
+        if steps > 0:
+            reply.median_step_seconds = float(np.median(self._times[:steps]))
+            self._deadlines.after(reply.median_step_seconds)
+        reply.parameters_crc32c = _crc32c(self._memory.parameters)
+        return reply
+
+    def _forward_backward(self, shards: ShardStacks, step: int) -> Result:
+        """This worker's gradient sums of the batch, one per subtree; nothing where all its shards are empty."""
+        if not shards.stacks:
+            return _NOTHING
+        streams = Streams(self._model.seed, step, self._first_shard)
+        return self._model.loss_and_gradient(shards.stacks, shards.combine, streams)
+
+    def _took(self, number: int, seconds: float) -> None:
+        self._times[number % STEP_TIMES] = seconds
+        if not self._stepped:
+            self._stepped = True
+            self._deadlines.after(seconds)
+
+    def _locate(self, shards: ShardStacks, batch: Rows, step: int, result: Result) -> NonFinite:
+        """Where this worker's pass meets the first number that is not finite; only the step if it is another's."""
+        found = NonFinite(step=step)
+        if result.finite or not shards.stacks:
+            return found
+        streams = Streams(self._model.seed, step, self._first_shard)
+        place = self._model.locate_non_finite(shards.stacks, shards.combine, streams)
+        if place is None:
+            found.layer = "loss"
+            return found
+        shard, rows = shards.shard_of(place.shard, batch)
+        found.layer, found.shard = place.layer, shard
+        found.rows.extend(rows[:NAMED_ROWS].tolist())
+        return found
+
+    def _check_finite(self) -> None:
+        """Looks at the own chunk of parameters and state: a sum or an update may overflow though all gradients were finite."""
+        first, end = self._chunk
+        for vector in (self._memory.parameters[first:end], *self._memory.state):
+            for at in range(0, len(vector), BLOCK):
+                if not np.isfinite(vector[at : at + BLOCK]).all():
+                    remedy = "the update overflowed; lower the learning rate, or standardize the inputs"
+                    raise UserError.of(f"step {self.step}", "parameters that are not finite", remedy, "NON_FINITE")
+
+
+def _loss(step: int, sums: StepSums, rate: float) -> StepLoss:
+    return StepLoss(step=step, loss=sums.loss_sum / (sums.denominator or 1.0), learning_rate=rate)
+
+
+def _crc32c(parameters: F32) -> int:
+    crc, data = 0, parameters.data.cast("B")
+    for at in range(0, len(data), TRANSFER_BYTES):
+        crc = google_crc32c.extend(crc, bytes(data[at : at + TRANSFER_BYTES]))
+    return crc
