@@ -1,0 +1,1 @@
+"""The agent beside the Ray head, and the coordinator of a run: shards, stretches, snapshots, checkpoints, recovery."""

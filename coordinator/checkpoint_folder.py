@@ -1,0 +1,173 @@
+"""One checkpoint's folder on disk: written whole or not at all, and verified by its hashes.
+
+Written under a name that ends in .tmp: space is reserved, the files are written, then the manifest, which holds their hashes;
+files and folder are fsynced, the folder is renamed, its parent is fsynced. A failed fsync is never retried (after one, the
+kernel may hold clean pages that the disk never saw): CheckpointBroken goes up and the process ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import final
+
+from coordinator import limits
+from lockstep.contract.errors import UserError
+from lockstep.contract.manifest import FileRecord, Manifest
+
+MANIFEST = "manifest.json"
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+
+_HASH_BYTES = 1 << 20
+
+
+@final
+class NoSpace(Exception):
+    """There is no room for the checkpoint; nothing was changed."""
+
+
+@final
+class CheckpointBroken(Exception):
+    """The disk failed; what is committed before is intact, and this process must not go on."""
+
+
+@final
+class Damaged(Exception):
+    """A folder is no whole checkpoint; the text says what is wrong."""
+
+
+def record_of(content: bytes | memoryview) -> FileRecord:
+    """The manifest's record of a file with this content."""
+    return FileRecord(size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def write_folder(target: Path, files: Mapping[str, bytes], manifest: Callable[[dict[str, FileRecord]], Manifest]) -> Manifest:
+    """Commits a checkpoint as `target`, which must not exist; returns its manifest.
+
+    Raises NoSpace, with nothing left behind, and CheckpointBroken.
+    """
+    temporary = target.with_name(target.name + ".tmp")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    made = manifest({name: record_of(content) for name, content in files.items()})
+    contents = {**files, MANIFEST: made.to_json().encode()}
+    try:
+        temporary.mkdir(parents=True)
+        for name, content in contents.items():
+            _reserve(temporary / name, len(content))
+        for name, content in contents.items():  # the manifest is the last
+            _write(temporary / name, content)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            size = sum(len(content) for content in contents.values())
+            raise NoSpace(f"{target.parent} has no room for a checkpoint of {size} bytes ({error.strerror})") from error
+        raise _broken(temporary, error) from error
+    try:
+        for name in contents:
+            _sync(temporary / name)
+        _sync(temporary)
+        temporary.rename(target)
+        _sync(target.parent)
+    except OSError as error:
+        raise _broken(target, error) from error
+    return made
+
+
+def verify_folder(folder: Path) -> Manifest:
+    """Reads all of a checkpoint back and compares it with its manifest. Raises Damaged."""
+    manifest = read_manifest(folder)
+    for name, record in manifest.files.items():
+        path = folder / name
+        if Path(name).name != name:
+            raise Damaged(f"{folder / MANIFEST} names a file outside its folder, {name!r}")
+        try:
+            size = path.stat().st_size
+            if size != record["size_bytes"]:
+                raise Damaged(f"{path} has {size} bytes instead of {record['size_bytes']}")
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                digest = hashlib.sha256()
+                while block := file.read(_HASH_BYTES):
+                    digest.update(block)
+        except OSError as error:
+            raise Damaged(f"{path} cannot be read ({error.strerror})") from error
+        if digest.hexdigest() != record["sha256"]:
+            raise Damaged(f"{path} is not what was written: its SHA-256 differs from the manifest's")
+    if not {MODEL, OPTIMIZER} <= manifest.files.keys():
+        raise Damaged(f"{folder / MANIFEST} names no {MODEL} or no {OPTIMIZER}")
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads the manifest alone. Raises Damaged."""
+    path = folder / MANIFEST
+    try:
+        with path.open("rb") as file:
+            content = file.read(limits.MANIFEST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise Damaged(f"{path} is missing") from error
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read ({error.strerror})") from error
+    if len(content) > limits.MANIFEST_BYTES:
+        raise Damaged(f"{path} is longer than {limits.MANIFEST_BYTES} bytes")
+    try:
+        return Manifest.from_json(content, str(path))
+    except UserError as error:
+        raise Damaged(str(error)) from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a checkpoint so that a death in the midst leaves no half of it under its name."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists():
+        shutil.rmtree(old)
+    folder.rename(old)
+    shutil.rmtree(old)
+
+
+def set_aside(folder: Path) -> Path:
+    """Moves a damaged folder to the next free name that ends in .bad-N."""
+    number = 1
+    while (bad := folder.with_name(f"{folder.name}.bad-{number}")).exists():
+        number += 1
+    return folder.rename(bad)
+
+
+def _reserve(path: Path, size: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        if size:
+            os.posix_fallocate(fd, 0, size)
+    finally:
+        os.close(fd)
+
+
+def _write(path: Path, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(fd, left) :]
+    finally:
+        os.close(fd)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _broken(path: Path, error: OSError) -> CheckpointBroken:
+    return CheckpointBroken(
+        f"the checkpoint {path} could not be made durable ({error.strerror}); the one before it is intact. "
+        "Look at the disk of the data folder, then resume"
+    )

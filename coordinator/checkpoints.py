@@ -1,0 +1,181 @@
+"""The checkpoints of a job: finding the newest whole one, committing the next, keeping the last few and the best.
+
+Single writer of files/checkpoints/JOB: the coordinator that holds the job's lock. Nothing else deletes there, except the
+agent, under the same lock, once the job itself was deleted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import final
+
+from coordinator import limits
+from coordinator.checkpoint_folder import (
+    CheckpointBroken,
+    Damaged,
+    read_manifest,
+    remove_folder,
+    set_aside,
+    verify_folder,
+    write_folder,
+)
+from lockstep.contract.manifest import FileRecord, Manifest
+from lockstep.v1 import training_job_pb2 as job
+
+_NAME = re.compile(r"([0-9]{1,20})-[0-9a-f]{12}")
+
+
+def folder_name(step: int, arithmetic_digest: str) -> str:
+    """The name of a checkpoint's folder: STEP-DIGEST12."""
+    return f"{step}-{arithmetic_digest[:12]}"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A checkpoint on disk."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        """The step it was taken after."""
+        return self.manifest.step
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of its files."""
+        return sum(record["size_bytes"] for record in self.manifest.files.values())
+
+
+@final
+class Checkpoints:
+    """What stands in one job's folder, of one arithmetic."""
+
+    def __init__(self, folder: Path, job_id: str, arithmetic_digest: str, dataset_digest: str, keep: int) -> None:
+        self.folder = folder
+        self._job_id = job_id
+        self._arithmetic_digest = arithmetic_digest
+        self._dataset_digest = dataset_digest
+        self._keep = keep
+        self._committed: dict[int, Committed] = {}
+
+    def recover(self) -> tuple[Committed | None, list[str]]:
+        """The newest checkpoint that verifies and bears the job's digests, and a sentence for each newer one that does not.
+
+        Clears away what a death in the midst of writing or removing left.
+        """
+        found: Committed | None = None
+        passed_over: list[str] = []
+        steps: list[tuple[int, Path]] = []
+        for entry in sorted(self.folder.iterdir()):
+            if entry.is_dir() and entry.suffix in (".tmp", ".old"):
+                shutil.rmtree(entry)
+            elif entry.is_dir() and (matched := _NAME.fullmatch(entry.name)):
+                steps.append((int(matched[1]), entry))
+        for step, entry in sorted(steps, reverse=True):
+            try:
+                # Older ones are verified when they are needed; till then their manifests do.
+                manifest = read_manifest(entry) if found else verify_folder(entry)
+                self._check(manifest, step, entry)
+            except Damaged as damaged:
+                if found is None:
+                    passed_over.append(str(damaged))
+                continue
+            self._committed[step] = Committed(entry, manifest)
+            found = found or self._committed[step]
+        return found, passed_over
+
+    def _check(self, manifest: Manifest, step: int, entry: Path) -> None:
+        if (manifest.job_id, manifest.step) != (self._job_id, step):
+            raise Damaged(f"{entry} holds step {manifest.step} of job {manifest.job_id}")
+        if (manifest.arithmetic_digest, manifest.dataset_digest) != (self._arithmetic_digest, self._dataset_digest):
+            raise Damaged(f"{entry} is of another arithmetic digest or dataset than the job")
+
+    def commit(
+        self, step: int, fingerprint: str, files: Mapping[str, bytes], manifest: Callable[[dict[str, FileRecord]], Manifest]
+    ) -> Committed:
+        """Commits the files as the checkpoint of `step`, reads it back, then removes what need not be kept.
+
+        A whole checkpoint of this step and fingerprint that is already there stays: a job is a function. Raises NoSpace and
+        CheckpointBroken.
+        """
+        target = self.folder / folder_name(step, self._arithmetic_digest)
+        there = self._whole(target, step, fingerprint)
+        if there is None:
+            write_folder(target, files, manifest)
+            try:
+                there = verify_folder(target)
+            except Damaged as damaged:
+                raise CheckpointBroken(f"a checkpoint did not read back as it was written: {damaged}") from damaged
+        committed = self._committed[step] = Committed(target, there)
+        self._prune()
+        return committed
+
+    def _whole(self, target: Path, step: int, fingerprint: str) -> Manifest | None:
+        if not target.exists():
+            return None
+        try:
+            manifest = verify_folder(target)
+            self._check(manifest, step, target)
+            if manifest.fingerprint == fingerprint:
+                return manifest
+        except Damaged:
+            pass  # it is set aside for a look, and written anew
+        set_aside(target)
+        self._committed.pop(step, None)
+        return None
+
+    def best(self) -> Committed | None:
+        """The one with the lowest validation loss, the earliest of equals; None when none was evaluated."""
+        evaluated = [
+            (loss, step)
+            for step, committed in self._committed.items()
+            if (loss := committed.manifest.validation_loss) is not None and not math.isnan(loss)
+        ]
+        return self._committed[min(evaluated)[1]] if evaluated else None
+
+    def _prune(self) -> None:
+        kept = set(sorted(self._committed)[-self._keep :])
+        if (best := self.best()) is not None:
+            kept.add(best.step)
+        for step in sorted(set(self._committed) - kept):
+            remove_folder(self._committed.pop(step).folder)
+        bad = sorted(
+            (entry for entry in self.folder.iterdir() if ".bad-" in entry.name), key=lambda entry: entry.stat().st_mtime_ns
+        )
+        for entry in bad[: -limits.BAD_CHECKPOINTS_KEPT]:
+            shutil.rmtree(entry)
+
+    def message(self, committed: Committed) -> job.Checkpoint:
+        """A checkpoint as people see it."""
+        manifest = committed.manifest
+        message = job.Checkpoint(
+            step=manifest.step,
+            weights_sha256=manifest.weights_sha256,
+            size_bytes=committed.size_bytes,
+            best=committed is self.best(),
+        )
+        if manifest.validation_loss is not None:
+            message.validation_loss = manifest.validation_loss
+        message.create_time.FromDatetime(datetime.fromisoformat(manifest.create_time))
+        return message
+
+    def result(self) -> job.Result | None:
+        """What the job gave so far: its last checkpoint, and all that can be downloaded. None when there is none."""
+        if not self._committed:
+            return None
+        last = self._committed[max(self._committed)].manifest
+        result = job.Result(step=last.step, weights_sha256=last.weights_sha256, fingerprint=last.fingerprint)
+        for name in ("loss", "validation_loss", "validation_accuracy"):
+            if (value := getattr(last, name)) is not None:
+                setattr(result, name, value)
+        result.checkpoints.extend(self.message(self._committed[step]) for step in sorted(self._committed))
+        return result

@@ -1,0 +1,16 @@
+"""The exit codes of the agent and of coordinators."""
+
+from __future__ import annotations
+
+# The API server does not want this agent.
+EXIT_REFUSED = 3
+# A worker heard nothing from its coordinator.
+EXIT_SILENCE = 4
+# A coordinator's agent is gone. Ray ends its actors with it; plain workers see their own pipe close.
+EXIT_ORPHANED = 5
+# The cluster cannot be reached.
+EXIT_UNREACHABLE = 6
+# Another process writes the run's spool.
+EXIT_SPOOL_TAKEN = 7
+# The disk failed under a checkpoint; the spool may not say so.
+EXIT_BROKEN = 8

@@ -1,0 +1,87 @@
+"""The interface of a worker group: start a gang, call all of it with deadlines, keep some, close."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from coordinator.exit_status import Cause
+
+# What a worker's process hosts: "module:attribute", called with node_id and host, with handle(bytes) -> bytes.
+SHARD_WORKER = "worker.shard_worker:ShardWorker"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLoss:
+    """A worker that is not there any more, or did not answer in time."""
+
+    rank: int
+    node: str
+    pid: int
+    cause: Cause
+    text: str
+
+    def __str__(self) -> str:
+        return f"worker {self.rank} (node {self.node[:12]}, pid {self.pid}) {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """The answers to one call, by rank, and the workers that were lost on the way; a rank is in one of them or in none."""
+
+    by_rank: Mapping[int, bytes]
+    losses: Sequence[WorkerLoss]
+
+
+class GroupStartFailed(Exception):
+    """The gang could not be had; the text says why and what to do."""
+
+
+class Interrupted(Exception):
+    """The wait was given up because somebody asked for it."""
+
+
+def never() -> bool:
+    """No interruption."""
+    return False
+
+
+class WorkerGroup(ABC):
+    """Workers that step together, as processes: ranks 0 to size - 1. Bytes in, bytes out; no meaning is looked at here.
+
+    A worker that died is known at once; one that hangs, after the deadline of the call. No worker is ever started again.
+    """
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many workers there are."""
+
+    @property
+    @abstractmethod
+    def here(self) -> str:
+        """The id of the node that the coordinator is on; workers of that node share memory with it."""
+
+    @abstractmethod
+    def start(self, workers: int, deadline_s: float, interrupted: Callable[[], bool] = never) -> None:
+        """Starts all workers or none. Raises GroupStartFailed, Interrupted."""
+
+    @abstractmethod
+    def call(self, requests: Mapping[int, bytes], deadline_s: float, interrupted: Callable[[], bool] = never) -> Replies:
+        """Sends each rank its request and collects the answers until all are there, a worker is lost, or time is up.
+
+        After a loss the others are awaited for a short grace only. Raises Interrupted.
+        """
+
+    @abstractmethod
+    def keep(self, ranks: Sequence[int]) -> None:
+        """Goes on with these workers, renumbered in this order; the others are ended."""
+
+    @abstractmethod
+    def beat(self) -> None:
+        """Tells every worker that the coordinator lives; never waits."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends all workers. May be called twice."""

@@ -1,0 +1,211 @@
+"""Workers as plain processes of this machine: the group of the fault tests, without Ray."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import final
+
+from coordinator import framing, limits
+from coordinator.exit_status import Cause, interpret, out_of_memory_kills
+from coordinator.group.cluster import Cluster
+from coordinator.group.group import SHARD_WORKER, GroupStartFailed, Interrupted, Replies, WorkerGroup, WorkerLoss, never
+from coordinator.group.process import BEAT, REQUEST
+from coordinator.preflight import Needs, lacks
+from lockstep.v1 import cluster_service_pb2 as cluster
+
+# The one node.
+NODE = "local"
+
+_READ_BYTES = 1 << 18
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@final
+class LocalCluster(Cluster):
+    """This machine, with as many slots as it is told; there is nothing to attach to."""
+
+    def __init__(self, slots: int, environments: Mapping[int, Mapping[str, str]] | None = None) -> None:
+        self._slots = slots
+        self._environments = environments
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        yield
+
+    def nodes(self) -> list[cluster.Node]:
+        return [cluster.Node(node_id=NODE, address="127.0.0.1", slots=self._slots)]
+
+    def lacks(self, node_id: str, needs: Needs, deadline_s: float) -> list[str]:
+        return lacks(needs)
+
+    def prepare(self, nodes: Sequence[cluster.Node]) -> None:
+        return None  # a process is started in no time
+
+    def group(self) -> WorkerGroup:
+        return LocalGroup(environments=self._environments)
+
+
+@final
+class _Worker:
+    """One process with its two pipes."""
+
+    def __init__(self, handler: str, node: str, environment: Mapping[str, str]) -> None:
+        self.node = node
+        command = [sys.executable, "-m", "coordinator.group.process", "--handler", handler, "--node", node]
+        self.process = subprocess.Popen(
+            [*command, "--parent", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **_ONE_THREAD, **environment},
+            bufsize=0,
+        )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
+        os.set_blocking(self.stdin, False)
+        os.set_blocking(self.stdout, False)
+        self.frames = framing.Frames()
+        self.writing = threading.Lock()
+        self.closed = False  # under `writing`: a descriptor's number is soon another file's
+
+    def send(self, payload: bytes, deadline: float) -> bool:
+        """Writes a request; False when the process is gone or does not take it in time."""
+        frame = memoryview(framing.pack(REQUEST + payload))
+        with self.writing:
+            while frame:
+                if self.closed:
+                    return False
+                try:
+                    frame = frame[os.write(self.stdin, frame) :]
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        return False
+                    select.select([], [self.stdin], [], limits.POLL_S)
+                except BrokenPipeError:
+                    return False
+        return True
+
+    def beat(self) -> None:
+        """Writes a beat if there is room for it."""
+        if not self.writing.acquire(blocking=False):
+            return
+        try:
+            if not self.closed:
+                os.write(self.stdin, framing.pack(BEAT))
+        except (BlockingIOError, BrokenPipeError):
+            pass  # full: the worker is stopped, and its deadline will say so; broken: the next call will see it
+        finally:
+            self.writing.release()
+
+    def kill(self) -> None:
+        """Ends the process and gives its pipes back."""
+        self.process.kill()
+        self.process.wait(limits.KILL_S)
+        with self.writing:
+            self.closed = True
+            for pipe in (self.process.stdin, self.process.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+
+@final
+class LocalGroup(WorkerGroup):
+    """Plain processes with one BLAS thread each; `environments` adds variables to single ones, by the order of start."""
+
+    def __init__(self, handler: str = SHARD_WORKER, environments: Mapping[int, Mapping[str, str]] | None = None) -> None:
+        self._handler = handler
+        self._environments = environments or {}
+        self._workers: list[_Worker] = []
+        self._out_of_memory = 0
+
+    @property
+    def size(self) -> int:
+        return len(self._workers)
+
+    @property
+    def here(self) -> str:
+        return NODE
+
+    def pids(self) -> list[int]:
+        """The processes, by rank."""
+        return [worker.process.pid for worker in self._workers]
+
+    def start(self, workers: int, deadline_s: float, interrupted: Callable[[], bool] = never) -> None:
+        self._out_of_memory = out_of_memory_kills()
+        try:
+            for number in range(workers):
+                self._workers.append(_Worker(self._handler, NODE, self._environments.get(number, {})))
+        except OSError as error:
+            self.close()
+            raise GroupStartFailed(f"a worker process could not be started: {error}") from error
+
+    def call(self, requests: Mapping[int, bytes], deadline_s: float, interrupted: Callable[[], bool] = never) -> Replies:
+        deadline = time.monotonic() + deadline_s
+        poll = select.poll()
+        rank_of = {}
+        replies: dict[int, bytes] = {}
+        losses: dict[int, WorkerLoss] = {}
+        for rank, request in requests.items():
+            worker = self._workers[rank]
+            rank_of[worker.stdout] = rank
+            poll.register(worker.stdout, select.POLLIN)
+            worker.send(request, deadline)  # one that is gone is seen below, by the end of its replies
+        waiting = set(requests)
+        while waiting:
+            if interrupted():
+                raise Interrupted
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                break
+            for fd, _ in poll.poll(min(left_s, limits.POLL_S) * 1000):
+                rank = rank_of[fd]
+                try:
+                    data = os.read(fd, _READ_BYTES)
+                    for reply in self._workers[rank].frames.feed(data):
+                        replies[rank] = reply
+                    done, lost = rank in replies, not data
+                except framing.FrameError as error:
+                    done, lost = False, True
+                    losses[rank] = self._loss(rank, Cause.CRASHED, f"sent what is no reply: {error}")
+                if done or lost:
+                    poll.unregister(fd)
+                    waiting.discard(rank)
+                if lost and rank not in losses:
+                    losses[rank] = self._dead(rank)
+                    deadline = min(deadline, time.monotonic() + limits.LOSS_GRACE_S)
+        if not losses:
+            losses.update({rank: self._loss(rank, Cause.LATE, f"did not answer within {deadline_s:.0f} s") for rank in waiting})
+        return Replies(replies, tuple(losses[rank] for rank in sorted(losses)))
+
+    def _dead(self, rank: int) -> WorkerLoss:
+        try:
+            returncode = self._workers[rank].process.wait(limits.KILL_S)
+        except subprocess.TimeoutExpired:
+            return self._loss(rank, Cause.UNREACHABLE, "closed its pipe and did not end")
+        return self._loss(rank, *interpret(returncode, out_of_memory_kills() > self._out_of_memory))
+
+    def _loss(self, rank: int, cause: Cause, text: str) -> WorkerLoss:
+        worker = self._workers[rank]
+        return WorkerLoss(rank, worker.node, worker.process.pid, cause, text)
+
+    def keep(self, ranks: Sequence[int]) -> None:
+        kept = [self._workers[rank] for rank in ranks]
+        dropped = [worker for worker in self._workers if worker not in kept]
+        self._workers = kept
+        for worker in dropped:
+            worker.kill()
+
+    def beat(self) -> None:
+        for worker in list(self._workers):
+            worker.beat()
+
+    def close(self) -> None:
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.kill()

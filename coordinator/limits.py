@@ -1,0 +1,108 @@
+"""Every bound of the agent and of a coordinator: sizes, counts, and how long anything may wait."""
+
+from __future__ import annotations
+
+import os
+
+MIB = 1 << 20
+
+# --- pipes and spool
+
+# A message on a pipe or in the spool.
+FRAME_BYTES = 16 * MIB
+# What a run's spool may hold; progress is dropped when it is nearly full, everything else is still written.
+SPOOL_BYTES = 256 * MIB
+SPOOL_PROGRESS_BYTES = SPOOL_BYTES // 8 * 7
+# How long an event waits for space on a full disk.
+SPOOL_FULL_S = 60.0
+# Rows of a reason or a notice that is sent to people.
+REASON_CHARACTERS = 2000
+
+# --- the agent
+
+# Backoff between attempts to reach the API server.
+RECONNECT_FIRST_S = 0.2
+RECONNECT_LAST_S = 5.0
+# A beat of the stream, and the silence after which it counts as dead.
+PULSE_S = 5.0
+SILENCE_S = 20.0
+# How often spools are looked at for new events, and wishes compared with what runs.
+SPOOL_POLL_S = 0.05
+RECONCILE_S = 1.0
+# Events that are sent and not acknowledged; more wait in the spool.
+UNACKNOWLEDGED_EVENTS = 2000
+# A coordinator that was killed must be gone after this.
+KILL_S = 10.0
+# Grace for a coordinator to end by itself, once it was told to cancel.
+CANCEL_GRACE_S = 15.0
+# The warm coordinator looks at the nodes this often, and counts as stuck when it is silent for so long.
+CAPACITY_POLL_S = 1.0
+CAPACITY_SILENCE_S = 30.0
+# Backoff between starts of the warm coordinator.
+# The next warm one is started when the workers of a run have, or after this.
+WARM_AFTER_S = 10.0
+WARM_FIRST_S = 0.5
+WARM_LAST_S = 10.0
+# Coordinators that run at once.
+RUNS = 256
+# A message of the stream.
+MESSAGE_BYTES = 16 * MIB
+
+# --- a coordinator
+
+# The lock of a job, which the coordinator before may still hold for a moment.
+JOB_LOCK_S = 60.0
+# Placing the workers and hearing from each of them.
+GROUP_START_S = 120.0
+# Attaching to Ray.
+ATTACH_S = 60.0
+# join, and connect of peers.
+JOIN_S = 60.0
+CONNECT_S = 60.0
+# Building the model and opening the dataset; reading a checkpoint.
+PREPARE_S = 300.0
+RESTORE_S = 300.0
+# A round of evaluation; offering a snapshot.
+EVALUATE_S = 600.0
+SNAPSHOT_S = 300.0
+# Once a worker is lost, the others' answers are awaited this much longer.
+LOSS_GRACE_S = 0.3
+# How long a wait lasts before it looks for a cancel.
+POLL_S = 0.2
+# Between two attempts to join fitting workers, or to find space for a checkpoint that cannot be put off.
+RETRY_S = 3.0
+# A peer within a step, and within the first one. Settings, so that tests need not wait.
+STEP_DEADLINE_FLOOR_S = float(os.environ.get("LOCKSTEP_STEP_DEADLINE_FLOOR_S", "30"))
+FIRST_STEP_DEADLINE_S = float(os.environ.get("LOCKSTEP_FIRST_STEP_DEADLINE_S", "300"))
+STEP_DEADLINE_FACTOR = 10.0
+# Beats to workers; a worker that hears nothing for so long ends itself.
+HEARTBEAT_S = 5.0
+WORKER_SILENCE_S = 30.0
+# A stretch lasts this long, or so many times the copying of the state; it grows at most by this factor from one to the next.
+STRETCH_S = 1.0
+STRETCH_COPIES = 50
+STRETCH_GROWTH = 8
+STRETCH_STEPS = 1_000_000
+# Progress is written this often.
+PROGRESS_S = 1.0
+# Checkpoints without a cadence of their own lie at epochs' ends, at least so far apart.
+CHECKPOINT_APART_S = 10.0
+# Checkpoints that are kept when the spec does not say, and damaged ones that are kept for a look.
+CHECKPOINTS_KEPT = 3
+BAD_CHECKPOINTS_KEPT = 3
+# A checkpoint that found no space is tried again after this.
+CHECKPOINT_DEFER_S = 30.0
+# A manifest.
+MANIFEST_BYTES = 16 * MIB
+
+# --- what a node must have
+
+DESCRIPTORS = 1024
+SPACE_BYTES = 256 * MIB
+# Looking at one node; and how often a node that lacks something is looked at again.
+PREFLIGHT_S = 20.0
+PREFLIGHT_AGAIN_S = 30.0
+# Workers that a warm coordinator keeps ready on a node.
+READY_WORKERS = 8
+# After one of them died, none is made for so long.
+READY_AGAIN_S = 10.0

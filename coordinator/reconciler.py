@@ -1,0 +1,150 @@
+"""What runs, brought level with what is wished: coordinators started, told, killed; ends written for those that cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import final
+
+import structlog
+from filelock import FileLock, Timeout
+
+from coordinator import limits
+from coordinator.children import Child, Warm
+from coordinator.exit_codes import EXIT_ORPHANED, EXIT_UNREACHABLE
+from coordinator.exit_status import interpret
+from coordinator.outbox import Outbox, RunId, run_id
+from coordinator.spool import SpoolTaken, append_lost
+from lockstep.internal.v1 import agent_service_pb2 as agent
+
+# What exit codes of a coordinator mean; Ray itself ends a driver with 1.
+_EXIT_CODES = {
+    1: "ended with exit code 1, as Ray makes it when its head is gone",
+    EXIT_ORPHANED: "saw its pipe to the agent close",
+    EXIT_UNREACHABLE: "could not reach the Ray head",
+}
+
+
+@final
+class Reconciler:
+    """Level-triggered: looks at the last wishes and at what there is, never at how it came to be."""
+
+    def __init__(self, files_folder: Path, outbox: Outbox, warm: Warm, changed: asyncio.Event) -> None:
+        self._files_folder = files_folder
+        self._outbox = outbox
+        self._warm = warm
+        self._changed = changed
+        self._children: dict[RunId, Child] = {}
+        self._ends: dict[RunId, str] = {}
+        self._acknowledged: set[RunId] = set()
+        self._wishes: Mapping[RunId, agent.RunWish] | None = None
+        self._removed: list[str] = []
+        self._waiting: set[asyncio.Task[None]] = set()
+        self._log = structlog.get_logger().bind(process="agent")
+
+    def wish(self, wishes: agent.Wishes) -> None:
+        """The whole of what is wanted now."""
+        self._wishes = {run_id(wish.order): wish for wish in wishes.runs}
+        self._removed = list(wishes.removed_job_ids)
+        self._acknowledged &= self._wishes.keys()
+        self._changed.set()
+
+    def running(self) -> list[agent.RunKey]:
+        """Runs whose coordinator lives."""
+        return [agent.RunKey(job_id=job_id, run_number=number) for job_id, number in self._children]
+
+    def acknowledged_end(self, run: RunId) -> None:
+        """The server knows that a run ended; wishes that still hold it are older."""
+        self._acknowledged.add(run)
+        if run in self._children:
+            self._children[run].ended_at = asyncio.get_running_loop().time()
+
+    def close_spools(self) -> None:
+        """Writes the last word of runs that have a spool, no end and no coordinator: theirs ended with an earlier agent."""
+        self._outbox.look()
+        for run in self._outbox.runs():
+            if run not in self._children and not self._outbox.has_ended(run):
+                reason = self._ends.get(run, "the agent ended, and the run's coordinator with it")
+                self._append_end(run, reason)
+
+    async def reconcile(self) -> None:
+        """One round."""
+        if self._wishes is None:
+            return
+        now = asyncio.get_running_loop().time()
+        for run, child in list(self._children.items()):
+            wish = self._wishes.get(run)
+            if wish is None and now - child.ended_at < limits.KILL_S:
+                continue  # the end of its run is known; it is ending by itself
+            if wish is None:
+                self._ends[run] = "the run was not wished any more"
+                child.kill()
+            elif wish.intent != child.intent:
+                child.tell(wish)
+            elif wish.intent == agent.RunWish.CANCEL and now - child.told_at > limits.CANCEL_GRACE_S:
+                self._ends[run] = f"cancelled; its coordinator did not end within {limits.CANCEL_GRACE_S:.0f} s and was killed"
+                child.kill()
+        self.close_spools()
+        busy = {job_id for job_id, _ in self._children}
+        for run, wish in self._wishes.items():
+            known = run in self._children or run in self._acknowledged or run in self._outbox.runs()
+            if not known and run[0] not in busy and len(self._children) < limits.RUNS:
+                await self._start(run, wish)
+        for job_id in self._removed:
+            if job_id not in busy:
+                self._remove(job_id)
+
+    async def _start(self, run: RunId, wish: agent.RunWish) -> None:
+        child = await self._warm.take()
+        child.tell(wish)
+        self._children[run] = child
+        self._log.info("coordinator started", job=run[0], run=run[1], pid=child.pid)
+        task = asyncio.ensure_future(self._attend(run, child))
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+
+    async def _attend(self, run: RunId, child: Child) -> None:
+        said = _said(await child.wait())
+        self._ends.setdefault(run, f"the run's coordinator (pid {child.pid}) {said}")
+        del self._children[run]
+        self._outbox.look()
+        if not self._outbox.has_ended(run):
+            self._append_end(run, self._ends[run])
+        self._ends.pop(run, None)
+        self._log.info("coordinator ended", job=run[0], run=run[1], pid=child.pid, status=said)
+        self._changed.set()
+
+    def _append_end(self, run: RunId, reason: str) -> None:
+        key = agent.RunKey(job_id=run[0], run_number=run[1])
+        try:
+            append_lost(self._outbox.path(run), key, time.time_ns, reason)
+        except SpoolTaken:
+            return  # the coordinator of an earlier agent is still ending; a later round finds it gone
+        except OSError as error:
+            self._log.error("the end of a run cannot be written", job=run[0], run=run[1], reason=str(error))
+
+    def _remove(self, job_id: str) -> None:
+        folder = self._files_folder / "checkpoints" / job_id
+        if Path(job_id).name != job_id or job_id in ("", ".", "..") or not folder.is_dir():
+            return
+        try:
+            with FileLock(folder / "lock", timeout=0):
+                shutil.rmtree(folder)
+        except Timeout:
+            return  # its coordinator is still ending
+        except OSError as error:
+            self._log.warning("checkpoints not removed", job=job_id, reason=str(error))
+
+    async def close(self) -> None:
+        """Ends all coordinators."""
+        for child in self._children.values():
+            child.kill()
+        for task in self._waiting:
+            task.cancel()
+
+
+def _said(returncode: int) -> str:
+    return _EXIT_CODES.get(returncode) or interpret(returncode)[1]

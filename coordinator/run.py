@@ -1,0 +1,165 @@
+"""The process of one run: attaches to the cluster, waits warm for its order, holds the job's lock, trains, says how it ended.
+
+Started by the agent as `python -m coordinator.run`; framed RunWish messages on stdin, framed Capacity messages on stdout
+while it waits; stdout is closed once its workers have started. It is the run's Ray driver: with its end its workers end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, final
+
+import structlog
+from filelock import FileLock, Timeout
+
+from coordinator import framing, limits
+from coordinator.checkpoint_folder import CheckpointBroken
+from coordinator.exit_codes import EXIT_BROKEN, EXIT_ORPHANED, EXIT_SPOOL_TAKEN, EXIT_UNREACHABLE
+from coordinator.group.cluster import Cluster, ClusterUnreachable
+from coordinator.logs import configure
+from coordinator.orders import Orders
+from coordinator.parent import die_with_parent
+from coordinator.preflight import MARKER, Needs
+from coordinator.reports import Reports
+from coordinator.spool import SpoolTaken, SpoolWriter, spool_path
+from coordinator.training import Training
+from lockstep.contract.errors import LockstepError, UserError
+from lockstep.internal.v1 import agent_service_pb2 as agent
+from lockstep.v1 import training_job_pb2 as job
+
+
+def make_cluster(group: str, ray_address: str, slots: int) -> Cluster:
+    """The leaf that is asked for. Variables for single workers of the local one come as JSON, {"1": {"NAME": "value"}}."""
+    if group == "local":
+        from coordinator.group.local import LocalCluster
+
+        given = json.loads(os.environ.get("LOCKSTEP_LOCAL_WORKER_ENV", "{}"))
+        return LocalCluster(slots, {int(number): variables for number, variables in given.items()})
+    from coordinator.group.ray import RayCluster
+
+    return RayCluster(ray_address)
+
+
+@final
+class Lookout:
+    """Tells the agent the cluster's capacity and what its nodes lack, while this coordinator waits for an order."""
+
+    def __init__(self, cluster: Cluster, files_folder: Path, out: BinaryIO) -> None:
+        self._cluster = cluster
+        self._files_folder = files_folder
+        self._out = out
+        self._lacking: dict[str, tuple[float, list[str]]] = {}
+
+    def report(self) -> None:
+        """Looks once and says it. Nodes are looked at when they appear, and again while they lack something."""
+        nodes = self._cluster.nodes()
+        now = time.monotonic()
+        self._lacking = {node.node_id: self._lacking[node.node_id] for node in nodes if node.node_id in self._lacking}
+        for node in nodes:
+            looked_at, lacking = self._lacking.get(node.node_id, (0.0, ["not looked at"]))
+            if (lacking and now - looked_at > limits.PREFLIGHT_AGAIN_S) or not looked_at:
+                needs = Needs(str(self._files_folder), (self._files_folder / MARKER).read_text())
+                found = self._cluster.lacks(node.node_id, needs, limits.PREFLIGHT_S)
+                self._lacking[node.node_id] = (now, found)
+        problems = [f"node {node.address}: {sentence}" for node in nodes for sentence in self._lacking[node.node_id][1]]
+        self._cluster.prepare(nodes)
+        message = agent.Capacity(nodes=nodes, problems=problems)
+        self._out.write(framing.pack(message.SerializeToString()))
+        self._out.flush()
+
+
+def carry_out(
+    wish: agent.RunWish, files_folder: Path, orders: Orders, cluster: Cluster, on_started: Callable[[], None] = lambda: None
+) -> None:
+    """Runs an order to its end and spools how it ended. Raises SpoolTaken."""
+    order = wish.order
+    log = structlog.get_logger().bind(job=order.job_id, run=order.run_number)
+    key = agent.RunKey(job_id=order.job_id, run_number=order.run_number)
+    spool = SpoolWriter(spool_path(files_folder, order.job_id, order.run_number), key, time.time_ns)
+    reports = Reports(spool, on_started=on_started)
+    log.info("run begins", workers=order.workers, total_steps=order.plan.total_steps)
+    folder = files_folder / "checkpoints" / order.job_id
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock", timeout=limits.JOB_LOCK_S):
+            ended = _train(order, files_folder, reports, orders, cluster)
+    except Timeout:
+        ended = agent.RunEnded(
+            outcome=agent.RunEnded.LOST,
+            reason=f"the coordinator of an earlier run still held {folder / 'lock'} after {limits.JOB_LOCK_S:.0f} s",
+        )
+    except CheckpointBroken as broken:
+        # The spool may lie on the same disk; whether or not this can be written, the process ends.
+        log.error("checkpoint broken", reason=str(broken))
+        reports.notice(job.Notice.ERROR, "CHECKPOINT_FAILED", str(broken))
+        reports.ended(agent.RunEnded(outcome=agent.RunEnded.LOST, reason=str(broken)))
+        sys.exit(EXIT_BROKEN)
+    log.info("run ended", outcome=agent.RunEnded.Outcome.Name(ended.outcome), reason=ended.reason, step=ended.last_step)
+    reports.ended(ended)
+
+
+def _train(order: agent.RunOrder, files_folder: Path, reports: Reports, orders: Orders, cluster: Cluster) -> agent.RunEnded:
+    if order.kind not in (job.TrainingJob.TRAINING, job.TrainingJob.KIND_UNSPECIFIED):
+        kind = job.TrainingJob.Kind.Name(order.kind)
+        return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=f"jobs of kind {kind} are not built yet")
+    try:
+        return Training(order, files_folder, reports, orders, cluster.group).run()
+    except UserError as error:
+        return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=str(error))
+    except CheckpointBroken:
+        raise
+    except Exception as error:  # the edge of the process: a run always has a last word
+        structlog.get_logger().exception("run failed", job=order.job_id, run=order.run_number)
+        said = str(error) if isinstance(error, LockstepError) else f"{type(error).__name__}: {error}"
+        return agent.RunEnded(outcome=agent.RunEnded.LOST, reason=f"the coordinator failed: {said}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m coordinator.run")
+    parser.add_argument("--files", type=Path, required=True)
+    parser.add_argument("--group", choices=["ray", "local"], default="ray")
+    parser.add_argument("--ray-address", default="")
+    parser.add_argument("--slots", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--parent", type=int, required=True)
+    arguments = parser.parse_args(argv)
+    die_with_parent(arguments.parent)
+    # Whatever a library prints must not stand among the reports.
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    log = configure("coordinator")
+    orders = Orders(sys.stdin.fileno())
+    cluster = make_cluster(arguments.group, arguments.ray_address, arguments.slots)
+    try:
+        with cluster.attached():
+            lookout = Lookout(cluster, arguments.files, out)
+            wish = orders.first(0)
+            while wish is None:
+                try:
+                    lookout.report()
+                except BrokenPipeError:
+                    return EXIT_ORPHANED
+                wish = orders.first(limits.CAPACITY_POLL_S)
+            carry_out(wish, arguments.files, orders, cluster, out.close)
+            # The group is closed and the spool durable; detaching in good order would hold the job's next run up for a second.
+            sys.stderr.flush()
+            os._exit(0)
+    except ClusterUnreachable as error:
+        log.error("cluster unreachable", reason=str(error))
+        out.write(framing.pack(agent.Capacity(problems=[str(error)]).SerializeToString()))
+        out.flush()
+        return EXIT_UNREACHABLE
+    except SpoolTaken as error:
+        log.error("spool taken", reason=str(error))
+        return EXIT_SPOOL_TAKEN
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Where a run stands: its step, what was last measured there, and the rows that its workers computed. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+from coordinator.evaluation import Evaluation
+from coordinator.sharding import Rows
+from coordinator.stretches import Stretch
+from lockstep.contract.manifest import Manifest
+from lockstep.internal.v1 import agent_service_pb2 as agent
+from lockstep.v1 import training_job_pb2 as job
+
+
+@final
+class Standing:
+    """Changes with every stretch, evaluation and recovery. `start` is the step after which the run began."""
+
+    def __init__(self, order: agent.RunOrder) -> None:
+        self._total_steps = order.plan.total_steps
+        self._furthest_step = order.furthest_step
+        self.rows = Rows(order.plan.training_rows, order.spec.training.batch_size, order.plan.steps_per_epoch)
+        self.start = self.step = 0
+        self.loss: float | None = None
+        self.evaluation: Evaluation | None = None  # the last one
+        self.best: tuple[float, int] | None = None
+        self.computed_rows: list[int] = []
+        self._evaluated_step = -1
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step."""
+        return self.rows.epoch_of(self.step)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are applied."""
+        return self.step == self._total_steps
+
+    def resume(self, manifest: Manifest) -> None:
+        """Stands where a checkpoint was taken."""
+        self.start = self.step = manifest.step
+        self.loss = manifest.loss
+        if manifest.best_validation_loss is not None and manifest.best_step is not None:
+            self.best = (manifest.best_validation_loss, manifest.best_step)
+        if manifest.validation_loss is not None:
+            self.evaluation = Evaluation(manifest.validation_loss, manifest.validation_accuracy)
+            self._evaluated_step = manifest.step
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """The last step was evaluated."""
+        self.evaluation, self._evaluated_step = evaluation, self.step
+        if not math.isnan(evaluation.loss) and (self.best is None or evaluation.loss < self.best[0]):
+            self.best = (evaluation.loss, self.step)
+
+    def values(self) -> dict[str, float | None]:
+        """What a manifest of this step says about it: loss, and the evaluation if it is of this very step."""
+        values: dict[str, float | None] = {"loss": self.loss}
+        if self.evaluation is not None and self._evaluated_step == self.step:
+            values |= {"validation_loss": self.evaluation.loss, "validation_accuracy": self.evaluation.accuracy}
+        return values
+
+    def message(self, stretch: Stretch, seconds: float) -> job.Progress:
+        """For people; the stretch took `seconds`, meetings included."""
+        step_s = seconds / stretch.steps
+        progress = job.Progress(
+            step=self.step,
+            total_steps=self._total_steps,
+            epoch=self.epoch,
+            loss=self.loss,
+            samples_per_second=self.rows.between(stretch.first - 1, self.step) / seconds if seconds > 0 else 0.0,
+            step_seconds=step_s,
+            workers=len(self.computed_rows),
+            applied_rows=self.rows.up_to(self.step),
+            replayed_rows=self.rows.between(self.start, min(self.step, self._furthest_step)),
+            remaining_seconds=step_s * (self._total_steps - self.step),
+        )
+        if self.evaluation is not None:
+            progress.validation_loss = self.evaluation.loss
+            if self.evaluation.accuracy is not None:
+                progress.validation_accuracy = self.evaluation.accuracy
+        return progress

@@ -1,0 +1,223 @@
+"""The pure parts: where stretches end, who joins, what a failure leads to, what sums and rows come to."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator import limits
+from coordinator.evaluation import combine
+from coordinator.exit_status import Cause, interpret, out_of_memory_kills
+from coordinator.group.group import WorkerLoss
+from coordinator.joining import NotFitting, admit
+from coordinator.preflight import Needs, available_memory_bytes, lacks, write_marker
+from coordinator.recovery import Corrupted, GroupFailed, NotFinite, decide
+from coordinator.sharding import Rows, by_node, workers_used
+from coordinator.stretches import Cadence, Pace, next_stretch
+from lockstep.contract.errors import InternalError
+from lockstep.internal.v1 import agent_service_pb2 as agent
+from lockstep.internal.v1 import worker_pb2
+from lockstep.v1 import job_spec_pb2
+from lockstep.v1 import training_job_pb2 as job
+from worker.collective.tree import owned_shards, subtrees
+
+cadences = st.builds(
+    lambda epochs, per_epoch, evaluate, checkpoint: Cadence(epochs * per_epoch, per_epoch, evaluate, checkpoint, 1),
+    st.integers(1, 20),
+    st.integers(1, 50),
+    st.integers(0, 70),
+    st.integers(0, 70),
+)
+
+
+@given(cadences, st.floats(1e-6, 10), st.floats(0, 1))
+def test_stretches_follow_each_other_and_no_evaluation_or_checkpoint_is_passed(
+    cadence: Cadence, step_s: float, copy_s: float
+) -> None:
+    step, pace, clock, committed = 0, Pace(), 0.0, 0.0
+    while step < cadence.total_steps:
+        stretch = next_stretch(cadence, step, pace, clock - committed)
+        assert stretch.first == step + 1 and stretch.last > step
+        inner = range(stretch.first, stretch.last)
+        assert not any(cadence.evaluates(within) for within in inner)
+        assert not any(cadence.checkpoint_every and cadence.checkpoints(within, 0.0) for within in inner)
+        longest = max(limits.STRETCH_S, limits.STRETCH_COPIES * copy_s)
+        assert stretch.steps == 1 or stretch.steps * step_s <= longest * 1.001
+        step, clock = stretch.last, clock + stretch.steps * step_s
+        if cadence.checkpoints(step, clock - committed):
+            committed = clock
+        pace = pace.after(stretch.steps, step_s, copy_s)
+    assert step == cadence.total_steps and cadence.checkpoints(step, 0.0)
+
+
+def test_checkpoints_without_a_cadence_lie_at_epochs_ends_ten_seconds_apart() -> None:
+    cadence = Cadence(1000, 10, 0, 0, 1)
+    assert not cadence.checkpoints(10, 9.9) and cadence.checkpoints(10, 10.0) and not cadence.checkpoints(11, 100.0)
+    assert cadence.checkpoints(1000, 0.0)
+
+
+def test_steps_of_a_long_run_meet_rarely() -> None:
+    cadence, step, pace, meetings = Cadence(10_000, 10_000, 0, 0, 5), 0, Pace(), 0
+    while step < 10_000:
+        stretch = next_stretch(cadence, step, pace, 0.0)
+        step, pace, meetings = stretch.last, pace.after(stretch.steps, 0.001, 0.001), meetings + 1
+    assert meetings <= 15
+
+
+def test_points_are_at_most_two_thousand_and_hold_the_last_step() -> None:
+    for total in (1, 1999, 2000, 2001, 12_345):
+        order = agent.RunOrder(plan=job.Plan(total_steps=total, steps_per_epoch=total))
+        cadence = Cadence.of(order)
+        points = [step for step in range(1, total + 1) if cadence.is_point(step)]
+        assert points[-1] == total and len(points) <= 2001
+
+
+@given(st.integers(1, 500), st.integers(1, 600), st.integers(0, 40), st.integers(0, 40))
+def test_each_row_of_an_epoch_is_applied_once(training_rows: int, batch_size: int, after: int, more: int) -> None:
+    batch = min(batch_size, training_rows)
+    per_epoch = -(-training_rows // batch)
+    rows = Rows(training_rows, batch_size, per_epoch)
+    by_hand = [min(batch, training_rows - step % per_epoch * batch) for step in range(after + more)]
+    assert rows.up_to(after + more) == sum(by_hand)
+    assert rows.between(after, after + more) == sum(by_hand[after:])
+    assert rows.up_to(per_epoch) == training_rows
+    assert rows.epoch_of(per_epoch) == 1 and rows.epoch_of(per_epoch + 1) == 2 and rows.epoch_of(0) == 0
+
+
+def test_workers_of_a_node_are_neighbours_and_never_more_than_shards() -> None:
+    assert by_node(["b", "a", "b", "c", "a"]) == [0, 2, 1, 4, 3]
+    assert workers_used(agent.RunOrder(workers=8, plan=job.Plan(shards=4))) == 4
+    assert workers_used(agent.RunOrder(workers=2, plan=job.Plan(shards=4))) == 2
+
+
+@given(st.integers(1, 40), st.lists(st.floats(-1e6, 1e6), min_size=40, max_size=40))
+def test_an_evaluation_has_the_same_bits_for_any_number_of_workers(blocks: int, losses: list[float]) -> None:
+    def sums(first: int, end: int) -> worker_pb2.BlockSums:
+        if end - first == 1:
+            return worker_pb2.BlockSums(
+                first_block=first, end_block=end, loss_sum=losses[first], denominator=256, correct=first, rows=256
+            )
+        middle = (first + end) // 2
+        left, right = sums(first, middle), sums(middle, end)
+        return worker_pb2.BlockSums(
+            first_block=first,
+            end_block=end,
+            loss_sum=left.loss_sum + right.loss_sum,
+            denominator=left.denominator + right.denominator,
+            correct=left.correct + right.correct,
+            rows=left.rows + right.rows,
+        )
+
+    results = set()
+    for workers in (1, 2, 3, 5):
+        parts = [sums(*node) for rank in range(workers) for node in subtrees(0, blocks, *owned_shards(rank, workers, blocks))]
+        results.add(combine(reversed(parts), blocks, classes=True))
+    assert len(results) == 1
+    assert combine(parts, blocks, classes=False).accuracy is None
+    with pytest.raises(InternalError, match="no worker evaluated block"):
+        combine(parts[1:], blocks, classes=True)
+
+
+def reply(fingerprint: str, node: str = "n", **explanation: str) -> worker_pb2.JoinReply:
+    return worker_pb2.JoinReply(fingerprint=fingerprint, node_id=node, host="h-" + node, explanation=explanation)
+
+
+def test_a_worker_that_differs_is_refused_with_both_fingerprints_and_what_differs() -> None:
+    joined = [reply("odd", "b", kernel="Prescott", numpy="2.4"), *[reply("most", "a", kernel="Haswell", numpy="2.4")] * 2]
+    admitted = admit(joined, "", 1)
+    assert (admitted.ranks, admitted.fingerprint) == ([1, 2], "most")
+    (said,) = admitted.refused
+    assert all(word in said for word in ("worker 0", "odd", "most", "kernel", "Prescott", "Haswell")) and "numpy" not in said
+    assert admit(joined, "odd", 1).ranks == [0]
+
+
+def test_too_few_that_fit_make_the_job_wait_with_a_sentence() -> None:
+    with pytest.raises(NotFitting, match=r"0 of 1 workers.*fingerprint one, the job's is another; here: kernel Haswell"):
+        admit([reply("one", kernel="Haswell")], "another", 1)
+    with pytest.raises(NotFitting, match="1 of 2 workers"):
+        admit([reply("one"), reply("two")], "", 2)
+
+
+def test_of_equally_many_the_first_decides() -> None:
+    assert admit([reply("one"), reply("two")], "", 1).fingerprint == "one"
+
+
+LOSS = WorkerLoss(3, "node-b", 77, Cause.OUT_OF_MEMORY, "was killed by the kernel because memory ran out (SIGKILL)")
+
+
+def test_a_lost_worker_comes_before_the_peers_that_miss_it() -> None:
+    peer = worker_pb2.Failure(kind=worker_pb2.Failure.PEER, text="worker 3 did not reach step 812")
+    end = decide(GroupFailed(811, "taking steps 812 to 900", [LOSS], [peer]), job_spec_pb2.FAIL)
+    assert end.outcome == agent.RunEnded.LOST
+    assert "worker 3" in end.reason and "memory" in end.reason and "811" in end.reason and "812" in end.reason
+    alone = decide(GroupFailed(811, "taking steps 812 to 900", [], [peer]), job_spec_pb2.FAIL)
+    assert alone.outcome == agent.RunEnded.LOST and "did not reach step 812" in alone.reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome"),
+    [
+        (worker_pb2.Failure.USER, agent.RunEnded.FAILED),
+        (worker_pb2.Failure.MEMORY, agent.RunEnded.LOST),
+        (worker_pb2.Failure.NODE, agent.RunEnded.LOST),
+        (worker_pb2.Failure.INTERNAL, agent.RunEnded.LOST),
+    ],
+)
+def test_a_cause_comes_before_its_consequences(
+    kind: worker_pb2.Failure.Kind.ValueType, outcome: agent.RunEnded.Outcome.ValueType
+) -> None:
+    failures = [
+        worker_pb2.Failure(kind=worker_pb2.Failure.PEER, text="consequence"),
+        worker_pb2.Failure(kind=kind, text="the cause"),
+    ]
+    end = decide(GroupFailed(1, "evaluating", [], failures), job_spec_pb2.FAIL)
+    assert end.outcome == outcome and end.reason.startswith("the cause")
+
+
+def test_a_number_that_is_not_finite_is_named_with_step_layer_shard_and_rows() -> None:
+    found = worker_pb2.NonFinite(step=12, layer="layers[2].dense", shard=3, rows=[5, 9])
+    end = decide(NotFinite(found), job_spec_pb2.FAIL)
+    assert end.outcome == agent.RunEnded.FAILED and end.notice == "NON_FINITE"
+    assert all(word in end.reason for word in ("step 12", "layers[2].dense", "shard 3", "rows 5, 9"))
+    state = decide(NotFinite(None, "velocity", 5, 9), job_spec_pb2.SKIP_STEP)
+    assert "velocity" in state.reason and "steps 5 to 9" in state.reason and "not built" in state.reason
+
+
+def test_corruption_is_told_and_a_new_run_goes_on() -> None:
+    end = decide(Corrupted("they differ"), job_spec_pb2.FAIL)
+    assert (end.outcome, end.notice) == (agent.RunEnded.LOST, "CORRUPTION_DETECTED")
+
+
+def test_reasons_are_bounded() -> None:
+    failure = worker_pb2.Failure(kind=worker_pb2.Failure.INTERNAL, text="x" * 100_000)
+    assert len(decide(GroupFailed(1, "evaluating", [], [failure]), job_spec_pb2.FAIL).reason) <= limits.REASON_CHARACTERS
+
+
+def test_exit_statuses_are_read() -> None:
+    assert interpret(3) == (Cause.EXITED, "ended by itself with exit code 3")
+    assert interpret(-signal.SIGKILL)[0] == Cause.KILLED
+    assert interpret(-signal.SIGKILL, out_of_memory=True)[0] == Cause.OUT_OF_MEMORY
+    assert interpret(-signal.SIGSEGV)[0] == Cause.CRASHED
+    assert interpret(-signal.SIGBUS)[0] == Cause.OUT_OF_MEMORY
+    assert interpret(-signal.SIGTERM) == (Cause.KILLED, "was killed from outside (SIGTERM)")
+    assert "signal 64" in interpret(-64)[1] or "SIG" in interpret(-64)[1]
+    assert out_of_memory_kills() >= 0
+
+
+def test_the_preflight_names_what_is_lacking_and_the_remedy(tmp_path: os.PathLike[str]) -> None:
+    from pathlib import Path
+
+    folder = Path(tmp_path) / "files"
+    (said,) = lacks(Needs(str(folder), "word"))
+    assert "does not exist" in said and "mount" in said
+    write_marker(folder, "word")
+    assert lacks(Needs(str(folder), "word")) == []
+    (said,) = lacks(Needs(str(folder), "another"))
+    assert "another folder" in said
+    (said,) = lacks(Needs(str(folder), "word", worker_memory_bytes=available_memory_bytes(), workers=8))
+    assert "memory" in said and "fewer workers" in said
+    assert sorted(entry.name for entry in folder.iterdir()) == [".shared-folder"]

@@ -1,0 +1,169 @@
+"""The contract of a worker group, kept by both leaves: plain processes and Ray actors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.exit_status import Cause
+from coordinator.group.group import GroupStartFailed, Interrupted
+from coordinator.group.heartbeat import Heartbeat
+from coordinator.group.local import LocalGroup
+from tests.coordinator.ray_head import RayHead
+
+FAKE = "tests.coordinator.fakes:FakeWorker"
+BROKEN = "tests.coordinator.fakes:BrokenWorker"
+
+MakeGroup = Callable[..., Any]
+
+pytestmark = [
+    pytest.mark.timeout(90),
+    # Ray leaves sockets and files of its own open in its driver.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+def leaf(request: pytest.FixtureRequest) -> Iterator[MakeGroup]:
+    """The class of one leaf, attached where it must be."""
+    if request.param == "local":
+        yield LocalGroup
+        return
+    head = RayHead(cpus=3)
+    before = {name: os.environ.get(name) for name in head.environment}
+    os.environ.update(head.environment)
+    try:
+        from coordinator.group.ray import RayCluster, RayGroup  # Ray reads its authentication from the environment on import
+
+        with RayCluster(head.address).attached():
+            yield RayGroup
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        head.stop()
+
+
+@pytest.fixture
+def make(leaf: MakeGroup) -> Iterator[MakeGroup]:
+    """Makes started groups; every process is gone when they are closed."""
+    with ExitStack() as stack:
+
+        def start(workers: int, handler: str = FAKE) -> Any:
+            group = leaf(handler)
+            stack.callback(group.close)
+            group.start(workers, 30)
+            return group
+
+        yield start
+
+
+def pids(group: Any) -> list[int]:
+    """The workers' processes, by rank."""
+    replies = group.call(dict.fromkeys(range(group.size), b"pid"), 20).by_rank
+    return [int(replies[rank]) for rank in range(group.size)]
+
+
+def gone(pid: int) -> bool:
+    """Whether a process is not there, or is only waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def wait_gone(*processes: int) -> None:
+    """Waits until processes are gone."""
+    end = time.monotonic() + 10
+    while not all(gone(pid) for pid in processes):
+        assert time.monotonic() < end, processes
+        time.sleep(0.02)
+
+
+def test_calls_go_to_each_rank_and_come_back_by_rank(make: MakeGroup) -> None:
+    group = make(2)
+    assert group.size == 2
+    big = b"echo " + bytes(200_000)
+    replies = group.call({0: b"echo zero", 1: big}, 20)
+    assert replies.by_rank == {0: b"zero", 1: bytes(200_000)} and not replies.losses
+    assert group.call({1: b"echo one"}, 20).by_rank == {1: b"one"}
+    processes = pids(group)
+    assert len({os.getpid(), *processes}) == 3
+    assert set(group.call({0: b"node", 1: b"node"}, 20).by_rank.values()) == {group.here.encode()}
+    group.close()
+    group.close()
+    wait_gone(*processes)
+
+
+def test_a_killed_worker_is_a_loss_at_once_and_the_others_still_answer(make: MakeGroup) -> None:
+    group = make(2)
+    process = pids(group)[1]
+    began = time.monotonic()
+    replies = group.call({0: b"echo fine", 1: f"kill {int(signal.SIGKILL)}".encode()}, 30)
+    assert time.monotonic() - began < 8
+    (loss,) = replies.losses
+    assert (loss.rank, loss.pid, loss.cause) == (1, process, Cause.KILLED)
+    assert "killed" in loss.text and replies.by_rank == {0: b"fine"}
+    assert group.call({0: b"echo again"}, 20).by_rank == {0: b"again"}
+    assert group.call({1: b"echo nobody"}, 20).losses[0].rank == 1
+
+
+def test_a_worker_that_hangs_is_late(make: MakeGroup) -> None:
+    group = make(2)
+    processes = pids(group)
+    os.kill(processes[0], signal.SIGSTOP)
+    try:
+        replies = group.call({0: b"echo", 1: b"echo fine"}, 1.0)
+        assert [(loss.rank, loss.cause) for loss in replies.losses] == [(0, Cause.LATE)]
+        assert replies.by_rank == {1: b"fine"}
+    finally:
+        os.kill(processes[0], signal.SIGCONT)
+
+
+def test_a_wait_is_given_up_when_asked(make: MakeGroup) -> None:
+    group = make(1)
+    asked = time.monotonic() + 0.3
+    with pytest.raises(Interrupted):
+        group.call({0: b"sleep 20"}, 30, lambda: time.monotonic() > asked)
+    assert time.monotonic() < asked + 3
+
+
+def test_keep_renumbers_and_ends_the_others(make: MakeGroup) -> None:
+    group = make(3)
+    before = pids(group)
+    group.keep([2, 0])
+    assert group.size == 2 and pids(group) == [before[2], before[0]]
+    wait_gone(before[1])
+
+
+def test_beats_arrive_while_a_request_is_at_work(make: MakeGroup) -> None:
+    group = make(1)
+    with Heartbeat(group, 0.05):
+        assert group.call({0: b"sleep 1"}, 20).by_rank == {0: b"slept"}
+        assert int(group.call({0: b"beats"}, 20).by_rank[0]) >= 5
+
+
+def test_a_gang_that_cannot_start_says_why(make: MakeGroup) -> None:
+    try:
+        group = make(1, BROKEN)
+    except GroupStartFailed as failed:
+        assert "cannot be made" in str(failed)  # Ray tells at the start
+        return
+    assert group.call({0: b"echo"}, 20).losses[0].cause == Cause.EXITED  # a process, at the first call
+
+
+@pytest.mark.ray
+def test_ray_says_when_there_is_no_room(request: pytest.FixtureRequest, leaf: MakeGroup) -> None:
+    if leaf is LocalGroup:
+        return
+    with pytest.raises(GroupStartFailed, match="free CPUs"):
+        leaf(FAKE).start(4, 0.5)

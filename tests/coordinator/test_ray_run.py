@@ -1,0 +1,99 @@
+"""The agent and its coordinators on a real Ray: the same weights as plain processes give, deaths named, nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lockstep.internal.v1 import agent_service_pb2 as agent
+from tests.coordinator.agent_process import AgentProcess
+from tests.coordinator.api_server import ApiServer
+from tests.coordinator.one_run import run_once
+from tests.coordinator.ray_head import RayHead
+from tests.coordinator.small_job import make_order
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ray") / "files"
+
+
+@pytest.fixture(scope="module")
+def server(files: Path) -> Iterator[ApiServer]:
+    """A server whose agent is connected to a Ray with two slots."""
+    head = RayHead(cpus=2)
+    server = ApiServer()
+    server.start()
+    agent_process = AgentProcess(server.port, files, ray_address=head.address, environment=head.environment)
+    try:
+        server.wait(lambda: server.capacity.nodes, 40)
+        yield server
+    finally:
+        code = agent_process.stop()
+        server.stop()
+        head.stop()
+    assert code == 0 and not server.violations
+
+
+def started(server: ApiServer, key: tuple[str, int]) -> agent.RunStarted:
+    """The workers of a run, once they joined."""
+    events = server.wait(lambda: [e for e in server.events.get(key, []) if e.WhichOneof("event") == "started"], 40)
+    return agent.RunStarted.FromString(events[0].started.SerializeToString())
+
+
+def test_ray_workers_give_the_weights_that_plain_processes_give(server: ApiServer, files: Path) -> None:
+    assert [node.slots for node in server.capacity.nodes] == [2] and not server.capacity.problems
+    began = time.monotonic()
+    key = server.wish(make_order(files, workers=2, job_id="ray-0001"))
+    members = started(server, key).members
+    print(f"wish to workers joined: {time.monotonic() - began:.2f} s")
+    assert len({member.pid for member in members}) == 2
+    ended = server.wait(lambda: server.ended(key), 40)
+    assert ended.outcome == agent.RunEnded.SUCCEEDED, ended.reason
+    there, _ = run_once(make_order(files, workers=1, job_id="local-0001"), files)
+    assert ended.result.weights_sha256 == there.result.weights_sha256
+    assert sum(ended.computed_rows) == sum(there.computed_rows)
+
+
+def test_a_killed_worker_ends_the_run_with_its_name_and_the_next_goes_on(server: ApiServer, files: Path) -> None:
+    order = make_order(files, epochs=100_000, workers=2, checkpoint_steps=50, job_id="ray-0002")
+    key = server.wish(order)
+    members = started(server, key).members
+    server.wait(lambda: any(e.WhichOneof("event") == "checkpoint" for e in server.events[key]), 40)
+    os.kill(members[1].pid, signal.SIGKILL)
+    ended = server.wait(lambda: server.ended(key), 40)
+    assert ended.outcome == agent.RunEnded.LOST and "worker 1" in ended.reason, ended.reason
+    order.run_number, order.furthest_step = 2, ended.last_step
+    second = server.wish(order)
+    assert started(server, second).start_step > 0
+    server.wish(order, agent.RunWish.CANCEL)
+    assert server.wait(lambda: server.ended(second), 40).outcome == agent.RunEnded.CANCELLED
+
+
+def test_a_killed_coordinator_takes_its_actors_with_it(server: ApiServer, files: Path) -> None:
+    order = make_order(files, epochs=100_000, workers=2, job_id="ray-0003")
+    key = server.wish(order)
+    pids = [member.pid for member in started(server, key).members]
+    spool = files / "spool" / f"{order.job_id}-1.events"
+    inode = spool.stat().st_ino
+    writer = next(
+        int(line.split()[4]) for line in Path("/proc/locks").read_text().splitlines() if line.split()[5].endswith(f":{inode}")
+    )
+    os.kill(writer, signal.SIGKILL)
+    ended = server.wait(lambda: server.ended(key), 40)
+    assert ended.outcome == agent.RunEnded.LOST and "SIGKILL" in ended.reason
+    server.wait(lambda: not any(b"_Actor" in _command(pid) or b"ray::" in _command(pid) for pid in pids), 40)
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

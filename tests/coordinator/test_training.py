@@ -1,0 +1,188 @@
+"""One run's loop with real workers as plain processes: the same weights whatever happens, and a sentence for what did."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator import checkpoint_folder, limits
+from coordinator.checkpoint_folder import MODEL, NoSpace
+from coordinator.group.local import LocalGroup
+from lockstep.contract.weights import weights_sha256_of_file
+from lockstep.internal.v1 import agent_service_pb2 as agent
+from tests.coordinator.one_run import Wanted, kinds, run_once
+from tests.coordinator.small_job import make_order
+
+pytestmark = pytest.mark.timeout(60)
+
+ANOTHER_KERNEL = {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 AVX512F"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> agent.RunEnded:
+    """The small job on one worker, from start to end."""
+    files = tmp_path_factory.mktemp("undisturbed")
+    return run_once(make_order(files), files)[0]
+
+
+def folders(files: Path) -> list[Path]:
+    """The checkpoints of the small job, by step."""
+    return sorted((files / "checkpoints" / "small-0001").glob("*-*"), key=lambda path: int(path.name.partition("-")[0]))
+
+
+def curve(events: list[agent.RunEvent]) -> dict[tuple[int, str], float]:
+    """All points, each of which may come once."""
+    points = [(event.points.step, point.name, point.value) for event in events for point in event.points.points]
+    assert len({point[:2] for point in points}) == len(points)
+    return {(step, name): value for step, name, value in points}
+
+
+def test_three_workers_give_the_weights_and_curves_of_one(tmp_path: Path, undisturbed: agent.RunEnded) -> None:
+    order = make_order(tmp_path, workers=3)
+    ended, events = run_once(order, tmp_path)
+    assert ended.outcome == agent.RunEnded.SUCCEEDED
+    assert ended.result.weights_sha256 == undisturbed.result.weights_sha256
+    assert ended.result.validation_loss == undisturbed.result.validation_loss
+    assert len(ended.computed_rows) == 3 and sum(ended.computed_rows) == order.plan.training_rows * 3
+    assert kinds(events)[0] == "started" and kinds(events)[-2:] == ["progress", "checkpoint"]
+    progress = events[-2].progress.progress
+    assert (progress.step, progress.applied_rows, progress.replayed_rows) == (9, 480, 0)
+    points = curve(events)
+    assert {step for step, name in points if name == "loss"} == set(range(1, 10))
+    assert {step for step, name in points if name == "validation_accuracy"} == {3, 6, 9}
+    (folder,) = folders(tmp_path)
+    assert weights_sha256_of_file(folder / MODEL) == ended.result.weights_sha256
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["class_names"] == ["a", "b", "c"] and len(manifest["preprocessing"]["standardize"]["mean"]) == 8
+
+
+def test_a_new_run_goes_on_from_the_checkpoint_to_the_same_weights(tmp_path: Path, undisturbed: agent.RunEnded) -> None:
+    order = make_order(tmp_path, checkpoint_steps=2)
+    wanted = Wanted()
+    asked = iter([False])
+    wanted.paused = lambda: next(asked, True)  # type: ignore[method-assign]
+    paused, first = run_once(order, tmp_path, wanted)
+    assert (paused.outcome, paused.last_step, paused.result.step) == (agent.RunEnded.PAUSED, 1, 1)
+    order.run_number, order.workers, order.furthest_step = 2, 2, 4
+    ended, events = run_once(order, tmp_path)
+    assert ended.result.weights_sha256 == undisturbed.result.weights_sha256
+    assert events[0].checkpoint.step == 1 and events[1].started.start_step == 1
+    assert events[-2].progress.progress.replayed_rows == 64 + 32 + 64
+    assert {**curve(first), **curve(events)}.keys() == {(step, name) for step, name in curve(first) | curve(events)}
+    order.run_number = 3
+    again, events = run_once(order, tmp_path)
+    assert (again.outcome, kinds(events)) == (agent.RunEnded.SUCCEEDED, ["checkpoint"])
+    assert again.result == ended.result
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_notice(tmp_path: Path, undisturbed: agent.RunEnded) -> None:
+    order = make_order(tmp_path, checkpoint_steps=2)
+    run_once(order, tmp_path)
+    for folder in folders(tmp_path)[-2:]:
+        with (folder / MODEL).open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\xff")
+    order.run_number = 2
+    ended, events = run_once(order, tmp_path)
+    assert ended.result.weights_sha256 == undisturbed.result.weights_sha256
+    notices = [event.notice for event in events if event.WhichOneof("event") == "notice"]
+    assert [notice.reason for notice in notices] == ["CHECKPOINT_DAMAGED"] * 2
+    assert MODEL in notices[0].text and "step" in notices[0].text
+
+
+def test_a_killed_worker_ends_the_run_as_lost_and_is_named(tmp_path: Path) -> None:
+    order = make_order(tmp_path, epochs=100_000, workers=2)
+    group = LocalGroup()
+    calls = 0
+
+    def kill_later() -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == 12:
+            os.kill(group.pids()[1], signal.SIGKILL)
+        return False
+
+    wanted = Wanted()
+    wanted.cancelled = kill_later  # type: ignore[method-assign]
+    ended, events = run_once(order, tmp_path, wanted, make_group=lambda: group)
+    assert ended.outcome == agent.RunEnded.LOST
+    assert "worker 1" in ended.reason and "SIGKILL" in ended.reason
+    assert events[-1].notice.reason == "WORKER_LOST"
+
+
+def test_cancel_ends_a_stretch_under_way(tmp_path: Path) -> None:
+    wanted = Wanted()
+    calls = 0
+
+    def cancelled() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls > 10
+
+    wanted.cancelled = cancelled  # type: ignore[method-assign]
+    ended, _ = run_once(make_order(tmp_path, epochs=100_000), tmp_path, wanted)
+    assert ended.outcome == agent.RunEnded.CANCELLED
+    wanted = Wanted()
+    wanted.pause = True
+    fresh, events = run_once(make_order(tmp_path, job_id="small-0002"), tmp_path, wanted)
+    assert fresh.outcome == agent.RunEnded.PAUSED and not events
+
+
+def test_a_worker_of_another_kernel_is_refused_and_the_others_go_on(tmp_path: Path, undisturbed: agent.RunEnded) -> None:
+    ended, events = run_once(make_order(tmp_path, workers=3), tmp_path, environments={0: ANOTHER_KERNEL})
+    assert ended.result.weights_sha256 == undisturbed.result.weights_sha256 and len(ended.computed_rows) == 2
+    assert events[0].notice.reason == "NODE_FINGERPRINT_DIFFERS"
+    assert undisturbed.result.fingerprint in events[0].notice.text and "worker 0" in events[0].notice.text
+
+
+def test_without_a_fitting_node_the_run_waits_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RETRY_S", 0.0)
+    order = make_order(tmp_path)
+    order.fingerprint = "f0" * 32
+    wanted = Wanted()
+
+    def give_up() -> None:
+        wanted.cancel = wanted.waits == 2
+
+    wanted.on_wait = give_up
+    ended, events = run_once(order, tmp_path, wanted)
+    assert ended.outcome == agent.RunEnded.CANCELLED and wanted.waits == 2
+    assert kinds(events) == ["notice", "recovering"]
+    assert order.fingerprint in events[1].recovering.reason and "0 of 1 workers" in events[1].recovering.reason
+
+
+def test_numbers_that_are_not_finite_fail_the_job_and_are_never_committed(tmp_path: Path) -> None:
+    ended, _ = run_once(make_order(tmp_path, learning_rate=1e30, checkpoint_steps=1, epochs=20), tmp_path)
+    assert ended.outcome == agent.RunEnded.FAILED and "step" in ended.reason
+    assert all(weights_finite(folder) for folder in folders(tmp_path))
+
+
+def weights_finite(folder: Path) -> bool:
+    """Whether a checkpoint's weights are numbers."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    return all(np.isfinite(values).all() for values in load_file(folder / MODEL).values())
+
+
+def test_a_checkpoint_without_space_is_put_off_and_the_last_one_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: agent.RunEnded
+) -> None:
+    wanted, real = Wanted(), checkpoint_folder.write_folder
+
+    def full(*arguments: Any) -> Any:
+        if wanted.waits < 2:
+            raise NoSpace("the disk is full")
+        return real(*arguments)
+
+    monkeypatch.setattr("coordinator.checkpoints.write_folder", full)
+    ended, events = run_once(make_order(tmp_path, checkpoint_steps=4), tmp_path, wanted)
+    assert ended.result.weights_sha256 == undisturbed.result.weights_sha256
+    assert kinds(events).count("notice") == 3 and kinds(events).count("recovering") == 1
+    deferred = [event.notice for event in events if event.WhichOneof("event") == "notice"]
+    assert {notice.reason for notice in deferred} == {"CHECKPOINT_DEFERRED"} and "disk is full" in deferred[0].text
