@@ -1,0 +1,1 @@
+"""Jobs: what is asked is checked and filled in, queued, and taken from state to state by one table."""

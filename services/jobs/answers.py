@@ -1,0 +1,75 @@
+"""From rows to the TrainingJob that people see."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from lockstep.v1.training_job_pb2 import Checkpoint, Result, Run, TrainingJob
+from services.clock import timestamp
+from services.jobs.submission import Submission
+from services.jobs.transitions import TERMINAL, State
+from services.store import events
+from services.store import jobs as rows
+
+
+def job_message(connection: Connection, job: Row[Any], detail: str = "") -> TrainingJob:
+    """The job as it stands. `detail` is what it waits for now, where somebody knows better than the row."""
+    message = TrainingJob(
+        name=f"jobs/{job.id}",
+        kind=job.kind,
+        state=TrainingJob.State.Value(job.state),
+        status_detail=detail or job.detail,
+        create_time=timestamp(job.create_time),
+        update_time=timestamp(job.update_time),
+        arithmetic_digest=job.arithmetic_digest,
+        dataset_digest=job.dataset_digest,
+        arithmetic_version=job.arithmetic_version,
+        runs=[Run.FromString(run.message) for run in rows.runs_of(connection, job.id)],
+        warnings=json.loads(job.warnings),
+    )
+    message.spec.ParseFromString(job.spec)
+    message.plan.ParseFromString(job.plan)
+    if job.start_time is not None:
+        message.start_time.CopyFrom(timestamp(job.start_time))
+    if job.end_time is not None:
+        message.end_time.CopyFrom(timestamp(job.end_time))
+    if job.progress is not None:
+        message.progress.ParseFromString(job.progress)
+    if State(job.state) in TERMINAL:
+        result = result_of(job, events.checkpoints_of(connection, job.id))
+        if result is not None:
+            message.result.CopyFrom(result)
+    return message
+
+
+def result_of(job: Row[Any], checkpoints: list[Checkpoint]) -> Result | None:
+    """What the job gave: its run's word, or what its last checkpoint says; None without a checkpoint."""
+    if not checkpoints:
+        return None
+    last = checkpoints[-1]
+    result = Result(step=last.step, weights_sha256=last.weights_sha256, fingerprint=job.fingerprint)
+    if last.HasField("validation_loss"):
+        result.validation_loss = last.validation_loss
+    if job.result is not None:
+        said = Result.FromString(job.result)
+        if (said.step, said.weights_sha256) == (last.step, last.weights_sha256):
+            result = said
+    del result.checkpoints[:]
+    result.checkpoints.extend(checkpoints)
+    return result
+
+
+def draft_message(job_id: str, submission: Submission) -> TrainingJob:
+    """The job as it would be, for a request that only checks."""
+    return TrainingJob(
+        name=f"jobs/{job_id}",
+        kind=TrainingJob.TRAINING,
+        spec=submission.spec,
+        plan=submission.plan,
+        arithmetic_digest=submission.arithmetic_digest,
+        dataset_digest=submission.version.digest,
+        warnings=submission.warnings,
+    )

@@ -1,0 +1,93 @@
+"""What must hold between the parts of a job and its dataset, beyond the rules of single fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from lockstep.contract.arithmetic import validation_count
+from lockstep.contract.errors import UserError, Violation
+from lockstep.v1.dataset_service_pb2 import DatasetSchema
+from lockstep.v1.job_spec_pb2 import Arithmetic, JobSpec, NonFinitePolicy
+from worker.nn.shapes import check_against_dataset
+from worker.specs import Architecture, LossRecord, OptimizerRecord, architecture, loss_record, optimizer_record
+
+T = TypeVar("T")
+
+
+def records(
+    spec: JobSpec, schema: DatasetSchema | None, wrong: list[Violation]
+) -> tuple[Architecture | None, LossRecord | None, OptimizerRecord | None]:
+    """The plain records of model, loss and optimizer; what is wrong with them is added to `wrong`."""
+    shape = tuple(schema.input_shape) if schema is not None else (1,)
+    model = _attempt(lambda: architecture(spec.model, shape), wrong)
+    loss = _attempt(lambda: loss_record(spec.loss), wrong)
+    optimizer = _attempt(lambda: optimizer_record(spec.optimizer), wrong)
+    if schema is not None and model is not None and loss is not None:
+        classes = schema.classes.count if schema.HasField("classes") else None
+        width = schema.numbers.width if schema.HasField("numbers") else None
+        wrong += check_against_dataset(model, loss, classes=classes, width=width)
+    return model, loss, optimizer
+
+
+def workers(spec: JobSpec) -> Iterator[Violation]:
+    """Bounds of workers against each other and against the shards."""
+    least, most, shards = spec.workers.min, spec.workers.max, spec.training.shards
+    if least > most:
+        yield Violation("workers.min", str(least), f"it must be at most workers.max, {most}", "WORKERS_OUT_OF_RANGE")
+    elif least > shards:
+        yield Violation(
+            "workers.min",
+            str(least),
+            f"a mini-batch has {shards} shard{'' if shards == 1 else 's'} and a worker holds at least one; ask for at most "
+            f"{shards}, or set training.shards",
+            "WORKERS_ABOVE_SHARDS",
+        )
+
+
+def not_built(spec: JobSpec) -> Iterator[Violation]:
+    """Options of the training that the contract has and this release has not."""
+    if spec.training.arithmetic == Arithmetic.PORTABLE:
+        yield Violation("training.arithmetic", "PORTABLE", "this option is not built yet; use NATIVE", "OPTION_NOT_BUILT")
+    if spec.non_finite == NonFinitePolicy.SKIP_STEP:
+        yield Violation("non_finite", "SKIP_STEP", "this option is not built yet; use FAIL", "OPTION_NOT_BUILT")
+
+
+def split(spec: JobSpec, rows: int) -> Iterator[Violation]:
+    """The validation part must have rows, and leave some."""
+    fraction = spec.validation_fraction
+    if not 0 < fraction < 1:
+        return
+    count = validation_count(rows, fraction)
+    if count == 0:
+        least = smallest_fraction(rows)
+        remedy = f"of {rows:,} rows that keeps none; the smallest that keeps one is {least:g}, and 0 means no validation"
+        if validation_count(rows, least) >= rows:
+            remedy = f"of {rows:,} rows none can be spared; 0 means no validation"
+        yield Violation("validation_fraction", f"{fraction:g}", remedy, "VALIDATION_HAS_NO_ROWS")
+    elif count >= rows:
+        yield Violation(
+            "validation_fraction",
+            f"{fraction:g}",
+            f"of {rows:,} rows that leaves none to train on; take less",
+            "TRAINING_HAS_NO_ROWS",
+        )
+
+
+def smallest_fraction(rows: int) -> float:
+    """The smallest fraction with at most six digits that keeps a row."""
+    exact = 0.5 / rows
+    scale = 10.0 ** (5 - math.floor(math.log10(exact)))
+    least = math.ceil(exact * scale) / scale
+    while validation_count(rows, least) == 0:
+        least += 1 / scale
+    return float(f"{least:.6g}")
+
+
+def _attempt(make: Callable[[], T], wrong: list[Violation]) -> T | None:
+    try:
+        return make()
+    except UserError as error:
+        wrong += error.violations
+        return None

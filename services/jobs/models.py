@@ -1,0 +1,110 @@
+"""A checkpoint's files as a stream: the manifest, then the weights. Read only; the coordinator writes them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, Final, final
+
+from sqlalchemy import Connection
+
+from lockstep.contract.errors import UserError
+from lockstep.contract.manifest import MAX_MANIFEST_BYTES, Manifest
+from lockstep.v1.training_job_pb2 import Checkpoint
+from lockstep.v1.training_job_service_pb2 import DownloadModelRequest, DownloadModelResponse, FileHeader
+from services import limits
+from services.jobs import lifecycle
+from services.jobs.names import job_id
+from services.store import Store, events
+
+WEIGHTS: Final = "model.safetensors"
+_FOLDER: Final = re.compile(r"0*([0-9]{1,19})-[0-9a-f]{6,64}")
+
+
+@final
+class Models:
+    """Streams checkpoints out of DIR/files/checkpoints."""
+
+    def __init__(self, store: Store, files: Path) -> None:
+        self._store, self._root = store, files / "checkpoints"
+        self._streams = 0
+
+    async def download(self, request: DownloadModelRequest) -> AsyncIterator[DownloadModelResponse]:
+        """The manifest and the weights of one checkpoint. Raises UserError when there is none, or it is damaged."""
+        identity = job_id(request.name)
+        wanted = request.step if request.HasField("step") else None
+        known = await self._store.run(lambda connection: _checkpoints(connection, identity))
+        if self._streams >= limits.DOWNLOADS:
+            remedy = f"{limits.DOWNLOADS} downloads are under way, which is the most; try again later"
+            raise UserError.of("", "", remedy, "TOO_MANY_DOWNLOADS")
+        self._streams += 1
+        file: BinaryIO | None = None
+        try:
+            manifest_bytes, manifest, weights = await asyncio.to_thread(self._open, identity, known, wanted)
+            file = weights
+            record = manifest.files[WEIGHTS]
+            digest = hashlib.sha256(manifest_bytes).hexdigest()
+            yield _header("manifest.json", len(manifest_bytes), digest)
+            for first in range(0, len(manifest_bytes), limits.CHUNK_BYTES):
+                yield DownloadModelResponse(chunk=manifest_bytes[first : first + limits.CHUNK_BYTES])
+            yield _header(WEIGHTS, record["size_bytes"], record["sha256"])
+            while piece := await asyncio.to_thread(weights.read, limits.CHUNK_BYTES):
+                yield DownloadModelResponse(chunk=piece)
+        finally:
+            self._streams -= 1
+            if file is not None:
+                file.close()
+
+    def _open(self, identity: str, known: list[Checkpoint], wanted: int | None) -> tuple[bytes, Manifest, BinaryIO]:
+        """The newest that is wanted and still on the disk; opened, so that it can be read even when it is dropped meanwhile."""
+        steps = [item for item in known if wanted in (None, item.step)]
+        for checkpoint in reversed(steps):
+            for folder in self._folders(identity, checkpoint.step):
+                with suppress(FileNotFoundError):
+                    return _open_folder(folder, checkpoint)
+        kept = ", ".join(str(item.step) for item in known)
+        if wanted is not None and not steps:
+            remedy = f"there is no checkpoint of that step; kept are {kept or 'none'}"
+            raise UserError.of("step", wanted, remedy, "CHECKPOINT_NOT_FOUND")
+        remedy = f"the files of its checkpoints ({kept}) are not in the data folder"
+        raise UserError.of("name", f"jobs/{identity}", remedy, "CHECKPOINT_DAMAGED")
+
+    def _folders(self, identity: str, step: int) -> list[Path]:
+        try:
+            entries = sorted((self._root / identity).iterdir())
+        except FileNotFoundError:
+            return []
+        return [entry for entry in entries if (match := _FOLDER.fullmatch(entry.name)) and int(match[1]) == step]
+
+
+def _open_folder(folder: Path, checkpoint: Checkpoint) -> tuple[bytes, Manifest, BinaryIO]:
+    with (folder / "manifest.json").open("rb") as manifest_file:
+        content = manifest_file.read(MAX_MANIFEST_BYTES + 1)
+    manifest = Manifest.from_json(content, str(folder / "manifest.json"))
+    if manifest.weights_sha256 != checkpoint.weights_sha256 or WEIGHTS not in manifest.files:
+        raise FileNotFoundError(folder)
+    file = (folder / WEIGHTS).open("rb")
+    size = file.seek(0, 2)
+    file.seek(0)
+    if size != manifest.files[WEIGHTS]["size_bytes"]:
+        file.close()
+        remedy = f"the file of weights has {size:,} bytes, not what its manifest says; take another checkpoint"
+        raise UserError.of("step", checkpoint.step, remedy, "CHECKPOINT_DAMAGED")
+    return content, manifest, file
+
+
+def _checkpoints(connection: Connection, identity: str) -> list[Checkpoint]:
+    job = lifecycle.must_find(connection, identity)
+    found = events.checkpoints_of(connection, identity)
+    if not found:
+        remedy = f"the job is {job.state} and has no checkpoint yet; the first comes with its first epochs, one at its end"
+        raise UserError.of("name", f"jobs/{identity}", remedy, "NO_CHECKPOINT")
+    return found
+
+
+def _header(name: str, size: int, digest: str) -> DownloadModelResponse:
+    return DownloadModelResponse(header=FileHeader(name=name, size_bytes=size, sha256=digest))

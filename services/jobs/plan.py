@@ -1,0 +1,49 @@
+"""The Plan: what a job will do, computed from its filled-in spec and its dataset alone."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lockstep.contract.arithmetic import validation_count
+from lockstep.v1.dataset_service_pb2 import DatasetSchema
+from lockstep.v1.job_spec_pb2 import JobSpec
+from lockstep.v1.training_job_pb2 import LayerPlan, Plan
+from worker.nn.shapes import layer_shapes, parameter_layout, worker_memory_bytes
+from worker.specs import Architecture, OptimizerRecord
+
+# Vectors of state beside the parameters.
+OPTIMIZER_STATES: Final = {"sgd": 0, "momentum": 1}
+
+# Headers and the manifest of a checkpoint, without the names of tensors.
+CHECKPOINT_FLOOR_BYTES: Final = 4096
+NAME_BYTES: Final = 128
+
+
+def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimizer: OptimizerRecord) -> Plan:
+    """Counts and sizes. The spec is valid and filled in."""
+    validation_rows = validation_count(schema.rows, spec.validation_fraction)
+    training_rows = schema.rows - validation_rows
+    steps = -(-training_rows // spec.training.batch_size)
+    layers = layer_shapes(model)
+    states = OPTIMIZER_STATES[optimizer.kind]
+    entries = parameter_layout(model).entries
+    parameters = sum(layer.parameter_count for layer in layers)
+    return Plan(
+        training_rows=training_rows,
+        validation_rows=validation_rows,
+        steps_per_epoch=steps,
+        total_steps=steps * spec.training.epochs,
+        shards=spec.training.shards,
+        parameters=parameters,
+        worker_memory_bytes=worker_memory_bytes(
+            model,
+            batch_size=min(spec.training.batch_size, training_rows),
+            shards=spec.training.shards,
+            workers=spec.workers.min,
+            optimizer_states=states,
+        ),
+        checkpoint_bytes=4 * parameters * (1 + states) + CHECKPOINT_FLOOR_BYTES + NAME_BYTES * len(entries) * (1 + states),
+        layers=[
+            LayerPlan(name=layer.name, output_shape=layer.output_shape, parameters=layer.parameter_count) for layer in layers
+        ],
+    )

@@ -1,0 +1,71 @@
+"""The queue: first in, first out, with slots granted out of what the agent reported. No clock, no store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job without a run, in the order of the queue; `recovering` jobs come before all others."""
+
+    job_id: str
+    workers_min: int
+    workers_max: int
+    recovering: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Who gets how many slots, and what the others are told."""
+
+    grants: dict[str, int]
+    details: dict[str, str]
+
+
+def decide(waiting: Sequence[Waiting], slots: int, in_use: int, ready: bool) -> Decision:
+    """Shares out the free slots. `ready` is whether an agent can start runs.
+
+    The first job that fits the cluster but not what is free holds back those behind it, so that it is not starved; a job
+    that the whole cluster could not hold is told what it lacks and holds back nobody.
+    """
+    order = sorted(waiting, key=lambda job: not job.recovering)
+    free, blocked = slots - in_use, False
+    grants: dict[str, int] = {}
+    behind: list[Waiting] = []
+    details: dict[str, str] = {}
+    for job in order:
+        if ready and not blocked and job.workers_min <= free:
+            grants[job.job_id] = min(job.workers_max, free)
+            free -= grants[job.job_id]
+            continue
+        behind.append(job)
+        if job.workers_min <= slots:
+            blocked = True
+    for place, job in enumerate(behind, start=1):
+        details[job.job_id] = f"{_place(job, place, len(behind))}; {_lack(job, slots, max(0, free), ready)}"
+    return Decision(grants, details)
+
+
+def _place(job: Waiting, place: int, count: int) -> str:
+    return "waits for a new run" if job.recovering else f"place {place} of {count} in the queue"
+
+
+def _lack(job: Waiting, slots: int, free: int, ready: bool) -> str:
+    if not ready:
+        return "no agent is connected, so that nothing can start; runs begin when it is back"
+    if slots == 0:
+        return f"needs {_slots(job.workers_min)}, no node has any yet; it begins when nodes have joined"
+    if job.workers_min > slots:
+        return f"needs {_slots(job.workers_min)}, the cluster has {slots}; add nodes, or submit it with fewer workers.min"
+    if job.workers_min > free:
+        return f"needs {_slots(job.workers_min)}, {free} {'is' if free == 1 else 'are'} free"
+    return f"needs {_slots(job.workers_min)}; an earlier job comes first"
+
+
+def _slots(count: int) -> str:
+    return f"{count} worker slot{'' if count == 1 else 's'}"

@@ -1,0 +1,99 @@
+"""Defaults are filled in once, at submission; what is stored and digested says all that decides the weights.
+
+Most defaults are read from where they are written, the rules of the fields; the ones that depend on other fields stand here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from lockstep.contract.arithmetic import default_shards
+from lockstep.contract.rules import rules_of
+from lockstep.v1.job_spec_pb2 import JobSpec
+from worker.specs import Architecture, DenseRecord
+
+_WHOLE = frozenset(
+    {
+        FieldDescriptor.TYPE_INT32,
+        FieldDescriptor.TYPE_INT64,
+        FieldDescriptor.TYPE_UINT32,
+        FieldDescriptor.TYPE_UINT64,
+    }
+)
+
+
+def fill(spec: JobSpec) -> list[str]:
+    """Fills in, in place, what does not depend on the dataset; gives sentences on what is not as it was asked."""
+    warnings = []
+    spec.name = spec.name or "job"
+    spec.training.SetInParent()
+    _fill_written(spec)
+    if not spec.training.HasField("shards"):
+        spec.training.shards = default_shards(spec.training.batch_size)
+    workers, shards = spec.workers, spec.training.shards
+    if not workers.HasField("min"):
+        workers.min = min(1, workers.max) if workers.HasField("max") else 1
+    if not workers.HasField("max"):
+        workers.max = workers.min
+    if workers.max > shards >= workers.min:
+        warnings.append(
+            f"workers.max is {shards}, not {workers.max}: a mini-batch has {shards} shard{'' if shards == 1 else 's'}, "
+            "and a worker holds at least one"
+        )
+        workers.max = shards
+    if not spec.checkpoints.HasField("keep"):
+        spec.checkpoints.keep = 3
+    return warnings
+
+
+def fill_initializers(spec: JobSpec, architecture: Architecture) -> None:
+    """Writes down the initializer of each layer that has weights."""
+    for layer, record in zip(spec.model.layers, architecture.layers, strict=True):
+        if isinstance(record, DenseRecord) and not layer.dense.HasField("initializer"):
+            getattr(layer.dense.initializer, record.initializer).SetInParent()
+
+
+def fill_evaluation(spec: JobSpec, steps_per_epoch: int) -> None:
+    """Evaluates at every epoch's end unless told otherwise."""
+    if not spec.evaluation.HasField("every_steps"):
+        spec.evaluation.every_steps = steps_per_epoch
+
+
+def _fill_written(message: Message) -> None:
+    """Sets every field that is not set and whose rule gives a value as its default; messages that are not there stay away."""
+    for field in message.DESCRIPTOR.fields:
+        if field.is_repeated:
+            if field.message_type is not None and not field.message_type.GetOptions().map_entry:
+                for item in getattr(message, field.name):
+                    _fill_written(item)
+        elif field.message_type is not None:
+            if message.HasField(field.name):
+                _fill_written(getattr(message, field.name))
+        elif field.has_presence and field.containing_oneof is not None and field.containing_oneof.name != f"_{field.name}":
+            continue  # a choice of somebody else's
+        elif not (message.HasField(field.name) if field.has_presence else getattr(message, field.name)):
+            value = _written_default(field)
+            if value is not None:
+                setattr(message, field.name, value)
+
+
+def _written_default(field: Any) -> object:
+    text = rules_of(field).default
+    if not text:
+        return None
+    if field.enum_type is not None:
+        known = field.enum_type.values_by_name.get(text)
+        return known.number if known else None
+    try:
+        if field.type == FieldDescriptor.TYPE_BOOL:
+            return {"true": True, "false": False}.get(text)
+        if field.type == FieldDescriptor.TYPE_DOUBLE:
+            return float(text)
+        if field.type in _WHOLE:
+            return int(text)
+    except ValueError:  # a default in words
+        return None
+    return None

@@ -1,0 +1,115 @@
+"""A submission: everything about a job that is fixed before it is stored. Create, validate_only and Plan share it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from lockstep.contract.arithmetic import ARITHMETIC_VERSION
+from lockstep.contract.digests import arithmetic_digest
+from lockstep.contract.errors import UserError, Violation
+from lockstep.contract.rules import check
+from lockstep.v1.dataset_service_pb2 import DatasetSchema
+from lockstep.v1.job_spec_pb2 import JobSpec
+from lockstep.v1.training_job_pb2 import Plan, TrainingJob
+from services import limits
+from services.jobs import checks, resolve
+from services.jobs.plan import make_plan
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A dataset version that a job names."""
+
+    dataset_id: str
+    digest: str
+    schema: DatasetSchema
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A checked job with its defaults filled in."""
+
+    spec: JobSpec
+    plan: Plan
+    version: Version
+    arithmetic_digest: str
+    warnings: list[str]
+
+
+def refuse_other_kinds(job: TrainingJob) -> None:
+    """Only training is built yet."""
+    if job.kind not in (TrainingJob.KIND_UNSPECIFIED, TrainingJob.TRAINING):
+        known = TrainingJob.Kind.values()
+        name = TrainingJob.Kind.Name(job.kind) if job.kind in known else str(job.kind)
+        reason = "NOT_BUILT" if job.kind in known else "ENUM_UNKNOWN"
+        raise UserError.of("kind", name, "jobs of this kind cannot be run yet; submit TRAINING", reason)
+
+
+def prepare(asked: JobSpec, version: Version | None, known_datasets: Sequence[str] = ()) -> Submission:
+    """Checks and fills in a spec. `version` is the dataset that it names, None if there is none by that name.
+
+    Raises UserError with everything that is wrong at once.
+    """
+    if asked.ByteSize() > limits.SPEC_BYTES:
+        raise UserError.of("", f"{asked.ByteSize():,} bytes", f"a job has at most {limits.SPEC_BYTES:,} bytes", "JOB_TOO_LARGE")
+    wrong = check(asked)
+    spec = JobSpec()
+    spec.CopyFrom(asked)
+    if version is None and asked.dataset and not any(violation.place == "dataset" for violation in wrong):
+        wrong.append(unknown_dataset(asked.dataset, known_datasets))
+    warnings = resolve.fill(spec)
+    wrong += checks.workers(spec)
+    wrong += checks.not_built(spec)
+    model, _, optimizer = checks.records(spec, version.schema if version else None, wrong)
+    if version is not None:
+        wrong += checks.split(spec, version.schema.rows)
+    wrong = _first_per_place(wrong)
+    if wrong:
+        raise UserError(wrong[: limits.VIOLATIONS])
+    assert version is not None and model is not None and optimizer is not None
+    resolve.fill_initializers(spec, model)
+    plan = make_plan(spec, version.schema, model, optimizer)
+    resolve.fill_evaluation(spec, plan.steps_per_epoch)
+    spec.dataset = f"datasets/{version.dataset_id}@{version.digest}"
+    return Submission(
+        spec=spec,
+        plan=plan,
+        version=version,
+        arithmetic_digest=arithmetic_digest(spec, version.digest, ARITHMETIC_VERSION),
+        warnings=warnings + _short_batches(spec, plan),
+    )
+
+
+def unknown_dataset(name: str, known: Sequence[str]) -> Violation:
+    """The refusal of a dataset that is not there; likely names are offered."""
+    short = name.removeprefix("datasets/")
+    likely = difflib.get_close_matches(short.partition("@")[0], known, n=3) or list(known[:5])
+    names = ", ".join(f"datasets/{word}" for word in likely)
+    remedy = f"registered: {names}" if known else "register it with `lockstep dataset push`"
+    remedy = f"there is no such dataset; {remedy}"
+    return Violation("dataset", name, remedy, "UNKNOWN_DATASET")
+
+
+def _short_batches(spec: JobSpec, plan: Plan) -> list[str]:
+    batch, rows = spec.training.batch_size, plan.training_rows
+    if batch <= rows:
+        return []
+    return [f"training.batch_size is {batch:,}, but {rows:,} rows train: each epoch is one short batch of {rows:,} rows"]
+
+
+def _first_per_place(wrong: Sequence[Violation]) -> list[Violation]:
+    """The rules of the fields speak first; what is said again of the same place is left out."""
+    seen: dict[str, Violation] = {}
+    for violation in wrong:
+        if not any(_within(place, violation.place) or _within(violation.place, place) for place in seen):
+            seen[violation.place] = violation
+    return list(seen.values())
+
+
+def _within(inner: str, outer: str) -> bool:
+    return inner == outer or (bool(outer) and inner.startswith((outer + ".", outer + "[")))

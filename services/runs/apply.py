@@ -1,0 +1,154 @@
+"""Applies what a run reports: each (run, sequence) exactly once and in order; runs that are over are not heard."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from sqlalchemy import Connection, Row
+
+from lockstep.internal.v1.agent_service_pb2 import RunEvent
+from lockstep.v1.job_spec_pb2 import JobSpec
+from lockstep.v1.training_job_pb2 import Notice, Progress, Run
+from services.clock import timestamp
+from services.jobs import lifecycle
+from services.jobs.transitions import Event, InvalidTransition, State
+from services.runs import endings
+from services.store import events
+from services.store import jobs as rows
+
+_STEPPING = (State.STARTING, State.RUNNING, State.RECOVERING, State.PAUSING, State.CANCELLING)
+
+
+@final
+class Gap(Exception):
+    """A sequence number is missing: the agent must send again what lies behind `last`."""
+
+    def __init__(self, job_id: str, run_number: int, last: int, got: int) -> None:
+        self.key = (job_id, run_number, got)
+        super().__init__(job_id, run_number, last, got)
+
+    def __str__(self) -> str:
+        job_id, run_number, last, got = self.args
+        return f"run {run_number} of jobs/{job_id}: event {got} came after event {last}"
+
+
+def apply(connection: Connection, event: RunEvent, now: int, gap_allowed: bool = False) -> bool:
+    """Applies one event; gives whether it changed anything. An event that came before, or of a run that is over, does not.
+
+    Raises Gap when one before it is missing, unless that is allowed.
+    """
+    job = rows.find(connection, event.run.job_id)
+    run = rows.find_run(connection, event.run.job_id, event.run.run_number)
+    if job is None or run is None or event.sequence <= run.last_sequence:
+        return False
+    if event.sequence > run.last_sequence + 1 and not gap_allowed:
+        raise Gap(job.id, run.run_number, run.last_sequence, event.sequence)
+    rows.change_run(connection, job.id, run.run_number, last_sequence=event.sequence)
+    if not run.active or run.run_number != job.run_number or State(job.state) not in _STEPPING:
+        return False
+    kind = event.WhichOneof("event")
+    if kind is not None and kind in _HANDLERS:
+        _HANDLERS[kind](connection, job, run, event, now)
+    return True
+
+
+def _started(connection: Connection, job: Row[Any], run: Row[Any], event: RunEvent, now: int) -> None:
+    said, message = event.started, Run.FromString(run.message)
+    if not message.members:
+        message.start_step = said.start_step
+    computed = {(member.node, member.pid): member.computed_rows for member in message.members}
+    del message.members[:]
+    for member in said.members:
+        message.members.add().CopyFrom(member)
+        message.members[-1].computed_rows = max(member.computed_rows, computed.get((member.node, member.pid), 0))
+    message.workers = max(message.workers, len(said.members))
+    message.last_step = max(message.last_step, said.start_step)
+    rows.change_run(connection, job.id, run.run_number, message=message.SerializeToString(), fingerprint=said.fingerprint)
+    if said.start_step and job.state == State.STARTING and run.run_number > 1:
+        text = f"run {run.run_number} goes on from the checkpoint of step {said.start_step}"
+        _notice(connection, job, run, now, Notice(severity=Notice.INFO, reason="RESUMED", text=text))
+    lifecycle.move(connection, job, Event.START, now, _kept_detail(job), run.run_number)
+
+
+def _recovering(connection: Connection, job: Row[Any], run: Row[Any], event: RunEvent, now: int) -> None:
+    detail = _kept_detail(job) or event.recovering.reason
+    lifecycle.move(connection, job, Event.RECOVER, now, detail, run.run_number)
+
+
+def _progress(connection: Connection, job: Row[Any], run: Row[Any], event: RunEvent, now: int) -> None:
+    said, message = event.progress, Run.FromString(run.message)
+    progress = Progress()
+    progress.CopyFrom(said.progress)
+    progress.applied_rows = max(job.applied_rows, progress.applied_rows)
+    progress.replayed_rows += job.replayed_rows
+    endings.count_rows(message, said.computed_rows)
+    message.last_step = max(message.last_step, progress.step)
+    rows.change_run(connection, job.id, run.run_number, message=message.SerializeToString())
+    moved = progress.step > message.start_step
+    rows.change(
+        connection,
+        job.id,
+        progress=progress.SerializeToString(),
+        applied_rows=progress.applied_rows,
+        furthest_step=max(job.furthest_step, progress.step),
+        progress_time=now if moved else job.progress_time,
+    )
+    events.append(connection, job.id, now, run.run_number, progress=progress)
+
+
+def _points(connection: Connection, job: Row[Any], run: Row[Any], event: RunEvent, now: int) -> None:
+    fresh, differing = events.add_points(connection, job.id, event.points)
+    if fresh.points:
+        events.append(connection, job.id, now, run.run_number, points=fresh)
+    for text in differing:
+        _notice(connection, job, run, now, Notice(severity=Notice.ERROR, reason="CORRUPTION_DETECTED", text=text))
+
+
+def _checkpoint(connection: Connection, job: Row[Any], run: Row[Any], event: RunEvent, now: int) -> None:
+    message = event.checkpoint
+    if not message.HasField("create_time"):
+        message.create_time.CopyFrom(event.time if event.HasField("time") else timestamp(now))
+    keep = JobSpec.FromString(job.spec).checkpoints.keep
+    message = events.add_checkpoint(connection, job.id, run.run_number, message, keep)
+    if not job.fingerprint and run.fingerprint:
+        rows.change(connection, job.id, fingerprint=run.fingerprint)
+    events.append(connection, job.id, now, run.run_number, checkpoint=message)
+
+
+def _said_notice(connection: Connection, job: Row[Any], run: Row[Any], event: RunEvent, now: int) -> None:
+    _notice(connection, job, run, now, event.notice)
+
+
+def _ended(connection: Connection, job: Row[Any], run: Row[Any], event: RunEvent, now: int) -> None:
+    endings.end_run(connection, job, run, event.ended, now)
+
+
+def _notice(connection: Connection, job: Row[Any], run: Row[Any], now: int, notice: Notice) -> None:
+    events.append(connection, job.id, now, run.run_number, notice=notice)
+
+
+def _kept_detail(job: Row[Any]) -> str:
+    """A pause or a cancel under way goes on saying so."""
+    return str(job.detail) if job.state in (State.PAUSING, State.CANCELLING) else ""
+
+
+_HANDLERS = {
+    "started": _started,
+    "progress": _progress,
+    "points": _points,
+    "checkpoint": _checkpoint,
+    "notice": _said_notice,
+    "recovering": _recovering,
+    "ended": _ended,
+}
+
+
+def lose(connection: Connection, job_id: str, run_number: int, reason: str, now: int) -> None:
+    """A run that nobody runs any more, although it never said that it ended."""
+    job, run = rows.find(connection, job_id), rows.find_run(connection, job_id, run_number)
+    if job is None or run is None or not run.active:
+        return
+    try:
+        endings.lose_run(connection, job, run, reason, now)
+    except InvalidTransition:
+        rows.change_run(connection, job_id, run_number, active=False)

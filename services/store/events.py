@@ -1,0 +1,90 @@
+"""Rows of events, points and checkpoints. Events of a job are numbered from 1; a progress event replaces the one before."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from lockstep.v1.training_job_pb2 import Checkpoint, JobEvent, Points
+from services.clock import timestamp
+from services.store.tables import checkpoints, events, jobs, points
+
+
+def append(connection: Connection, job_id: str, now: int, run_number: int = 0, **event: Any) -> int:
+    """Stores one event, given as a field of JobEvent: `progress=...`. Returns its number."""
+    number = int(connection.execute(select(jobs.c.last_event).where(jobs.c.id == job_id)).scalar_one()) + 1
+    message = JobEvent(number=number, time=timestamp(now), run_number=run_number, **event)
+    is_progress = "progress" in event
+    if is_progress:
+        connection.execute(delete(events).where(events.c.job_id == job_id, events.c.is_progress))
+    body = message.SerializeToString()
+    connection.execute(insert(events).values(job_id=job_id, number=number, is_progress=is_progress, message=body))
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(last_event=number, update_time=now))
+    return number
+
+
+def after(connection: Connection, job_id: str, number: int, limit: int) -> list[JobEvent]:
+    """The job's events behind a number, in order."""
+    query = select(events.c.message).where(events.c.job_id == job_id, events.c.number > number)
+    rows = connection.execute(query.order_by(events.c.number).limit(limit)).scalars()
+    return [JobEvent.FromString(row) for row in rows]
+
+
+def add_points(connection: Connection, job_id: str, message: Points) -> tuple[Points, list[str]]:
+    """Stores points; gives those that are new, and a sentence for each that came before with another value."""
+    query = select(points.c.name, points.c.value).where(points.c.job_id == job_id, points.c.step == message.step)
+    known = {name: math.nan if value is None else value for name, value in connection.execute(query)}
+    fresh = Points(step=message.step, epoch=message.epoch)
+    differing = []
+    for point in message.points:
+        if point.name not in known:
+            known[point.name] = point.value
+            fresh.points.append(point)
+            value = None if math.isnan(point.value) else point.value
+            connection.execute(insert(points).values(job_id=job_id, step=message.step, name=point.name, value=value))
+        elif not _same(known[point.name], point.value):
+            differing.append(
+                f"{point.name} of step {message.step} was {known[point.name]!r} and came again as {point.value!r}; "
+                "the first is kept, and the runs of this job do not agree"
+            )
+    return fresh, differing
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))
+
+
+def add_checkpoint(connection: Connection, job_id: str, run_number: int, checkpoint: Checkpoint, keep: int) -> Checkpoint:
+    """Publishes a checkpoint, marks the best and drops the rows of those that are not kept. Gives it as it now stands."""
+    known = {item.step: item for item in checkpoints_of(connection, job_id)}
+    known[checkpoint.step] = checkpoint
+    best = best_step(list(known.values()))
+    kept = set(sorted(known)[-keep:]) | ({best} if best is not None else set())
+    connection.execute(delete(checkpoints).where(checkpoints.c.job_id == job_id, checkpoints.c.step == checkpoint.step))
+    connection.execute(
+        insert(checkpoints).values(
+            job_id=job_id, step=checkpoint.step, run_number=run_number, message=checkpoint.SerializeToString()
+        )
+    )
+    for step, item in known.items():
+        if step not in kept:
+            connection.execute(delete(checkpoints).where(checkpoints.c.job_id == job_id, checkpoints.c.step == step))
+        elif item.best != (step == best):
+            item.best = step == best
+            where = (checkpoints.c.job_id == job_id, checkpoints.c.step == step)
+            connection.execute(update(checkpoints).where(*where).values(message=item.SerializeToString()))
+    return known[checkpoint.step]
+
+
+def best_step(items: list[Checkpoint]) -> int | None:
+    """The step with the lowest finite validation loss, the earliest of equals."""
+    evaluated = [item for item in items if item.HasField("validation_loss") and math.isfinite(item.validation_loss)]
+    return min(evaluated, key=lambda item: (item.validation_loss, item.step)).step if evaluated else None
+
+
+def checkpoints_of(connection: Connection, job_id: str) -> list[Checkpoint]:
+    """Checkpoints that are kept, in the order of their steps."""
+    query = select(checkpoints.c.message).where(checkpoints.c.job_id == job_id).order_by(checkpoints.c.step)
+    return [Checkpoint.FromString(row) for row in connection.execute(query).scalars()]

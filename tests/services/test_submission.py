@@ -1,0 +1,146 @@
+"""A submission: what is filled in, what is capped, and what is refused, all at once."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lockstep.contract.arithmetic import validation_count
+from lockstep.contract.errors import UserError
+from lockstep.v1.dataset_service_pb2 import ClassTarget, DatasetSchema, NumberTarget
+from lockstep.v1.job_spec_pb2 import JobSpec
+from services.jobs.checks import smallest_fraction
+from services.jobs.submission import Submission, Version, prepare
+from tests.services.specs import DIGEST, DIGITS, spec
+
+VERSION = Version("digits", DIGEST, DIGITS)
+
+
+def refused(job: JobSpec, version: Version | None = VERSION, known: tuple[str, ...] = ("digits",)) -> dict[str, str]:
+    with pytest.raises(UserError) as caught:
+        prepare(job, version, known)
+    return {violation.place: str(violation) for violation in caught.value.violations}
+
+
+def test_defaults_are_filled_in_once() -> None:
+    job = prepare(spec(training={"epochs": 20, "batch_size": 128}, workers={}), VERSION).spec
+    assert (job.training.seed, job.training.shards, job.workers.min, job.workers.max) == (0, 4, 1, 1)
+    assert job.training.HasField("seed") and job.optimizer.momentum.momentum == 0.9
+    assert job.model.layers[0].dense.bias and job.model.layers[0].dense.initializer.HasField("he_normal")
+    assert job.model.layers[2].dense.initializer.HasField("glorot_uniform")
+    assert job.checkpoints.keep == 3 and job.evaluation.every_steps == 12
+    assert job.dataset == f"datasets/digits@{DIGEST}"
+
+
+def test_filling_in_again_changes_nothing() -> None:
+    once = prepare(spec(), VERSION)
+    again = prepare(once.spec, VERSION)
+    assert again.spec == once.spec and again.arithmetic_digest == once.arithmetic_digest
+
+
+def test_the_plan_counts() -> None:
+    plan = prepare(spec(), VERSION).plan
+    assert (plan.training_rows, plan.validation_rows, plan.steps_per_epoch, plan.total_steps) == (1438, 359, 12, 240)
+    assert plan.parameters == 64 * 128 + 128 + 128 * 10 + 10
+    assert [layer.name for layer in plan.layers] == ["0.dense", "1.relu", "2.dense"]
+
+
+def test_workers_never_change_the_digest_and_a_cap_is_said() -> None:
+    few, many = prepare(spec(workers={"max": 2}), VERSION), prepare(spec(workers={"max": 8}), VERSION)
+    assert few.arithmetic_digest == many.arithmetic_digest
+    assert many.spec.workers.max == 4 and "workers.max is 4, not 8" in many.warnings[0]
+    assert few.warnings == []
+
+
+def test_what_decides_the_weights_changes_the_digest() -> None:
+    def digest(job: Submission) -> str:
+        return job.arithmetic_digest
+
+    plain = digest(prepare(spec(), VERSION))
+    assert digest(prepare(spec(training={"epochs": 20, "batch_size": 128, "seed": 8}), VERSION)) != plain
+    assert digest(prepare(spec(name="other", labels={"team": "a"}), VERSION)) == plain
+    assert digest(prepare(spec(), Version("digits", "cd" * 32, DIGITS))) != plain
+
+
+def test_a_batch_above_the_rows_is_one_short_batch_and_said() -> None:
+    job = prepare(spec(training={"epochs": 2, "batch_size": 4096}), VERSION)
+    assert job.plan.steps_per_epoch == 1 and "one short batch of 1,438 rows" in job.warnings[0]
+
+
+def test_all_violations_at_once() -> None:
+    wrong = refused(
+        spec(
+            model={"layers": [{"dense": {"units": 128}}, {"relu": {}}, {"dense": {"units": 8}}]},
+            optimizer={"momentum": {"learning_rate": "NaN"}},
+            training={"epochs": 0, "batch_size": 128},
+            workers={"min": 6, "max": 6},
+            validation_fraction=0.0001,
+        )
+    )
+    assert set(wrong) == {
+        "model.layers[2].dense.units",
+        "optimizer.momentum.learning_rate",
+        "training.epochs",
+        "workers.min",
+        "validation_fraction",
+    }
+    assert "got 8; the dataset has 10 classes" in wrong["model.layers[2].dense.units"]
+    assert "finite" in wrong["optimizer.momentum.learning_rate"]
+    assert "got 6; a mini-batch has 4 shards" in wrong["workers.min"]
+    assert "smallest that keeps one is 0.000278242" in wrong["validation_fraction"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"optimizer": {"sgd": {"learning_rate": -0.1}}}, "optimizer.sgd.learning_rate"),
+        ({"optimizer": {"sgd": {"learning_rate": "Infinity"}}}, "optimizer.sgd.learning_rate"),
+        ({"optimizer": {"adam": {"learning_rate": 0.1}}}, "optimizer.adam"),
+        ({"model": {"layers": [{"conv2d": {"filters": 1, "kernel": {"height": 1, "width": 1}}}]}}, "model.layers[0].conv2d"),
+        ({"model": {"layers": [{}]}}, "model.layers[0]"),
+        ({"loss": {"mean_squared_error": {}}}, "loss.mean_squared_error"),
+        ({"workers": {"min": 3, "max": 2}}, "workers.min"),
+        ({"validation_fraction": 1.0}, "validation_fraction"),
+        ({"training": {"epochs": 1, "batch_size": 8, "arithmetic": "PORTABLE"}}, "training.arithmetic"),
+        ({"name": "Digits"}, "name"),
+        ({"labels": {"k": "v" * 64}}, "labels.k"),
+    ],
+)
+def test_each_wrong_thing_is_named(changes: dict[str, object], place: str) -> None:
+    assert list(refused(spec(**changes))) == [place]
+
+
+def test_shapes_that_do_not_meet() -> None:
+    images = Version("images", DIGEST, DatasetSchema(rows=100, input_shape=[8, 8], classes=ClassTarget(count=10)))
+    wrong = refused(spec(), images)
+    assert "flatten" in wrong["model.layers[0].dense"]
+
+
+def test_outputs_of_numbers_must_be_as_many() -> None:
+    numbers = Version("prices", DIGEST, DatasetSchema(rows=100, input_shape=[64], numbers=NumberTarget(width=1)))
+    wrong = refused(spec(loss={"mean_squared_error": {}}), numbers)
+    assert "exactly 1 outputs" in wrong["model.layers[2].dense.units"]
+
+
+def test_an_unknown_dataset_offers_likely_names() -> None:
+    wrong = refused(spec(dataset="datasets/digit"), None, ("iris", "digits"))
+    assert "registered: datasets/digits" in wrong["dataset"]
+    assert "lockstep dataset push" in refused(spec(), None, ())["dataset"]
+
+
+def test_an_empty_job_says_all_that_is_missing() -> None:
+    assert set(refused(JobSpec(), None)) == {"dataset", "model", "loss", "optimizer", "training"}
+
+
+@given(st.integers(1, 10**9))
+def test_the_smallest_fraction_is_one_that_works_and_the_smallest_of_six_digits(rows: int) -> None:
+    least = smallest_fraction(rows)
+    assert validation_count(rows, least) >= 1
+    assert validation_count(rows, least * (1 - 2e-5)) == 0
+
+
+def test_a_resolved_spec_is_plain_json() -> None:
+    text = json_format.MessageToJson(prepare(spec(), VERSION).spec, preserving_proto_field_name=True)
+    assert json_format.Parse(text, JobSpec()) == prepare(spec(), VERSION).spec
