@@ -1,0 +1,105 @@
+"""Same job, same dataset: same weights, bit for bit, on any number of workers, and as a plain NumPy program computes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lockstep.contract.arithmetic import shard_rows
+from lockstep.v1.training_job_pb2 import TrainingJob
+
+from .service import EXAMPLES, ROOT, Service, example
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+WORKERS = [(1, 1), (2, 2), (3, 3), (1, 2), (1, 8)]
+
+
+def weights_of_file(path: Path) -> str:
+    """SHA-256 over the tensors of a safetensors file in ascending order of their names; reads the format by itself."""
+    content = path.read_bytes()
+    header_size = int.from_bytes(content[:8], "little")
+    tensors = {name: entry for name, entry in json.loads(content[8 : 8 + header_size]).items() if name != "__metadata__"}
+    digest = hashlib.sha256()
+    for name in sorted(tensors, key=str.encode):
+        assert tensors[name]["dtype"] == "F32"
+        first, end = tensors[name]["data_offsets"]
+        digest.update(content[8 + header_size + first : 8 + header_size + end])
+    return digest.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def jobs(service: Service) -> dict[tuple[int, int], TrainingJob]:
+    """The digits job, trained with each of WORKERS."""
+    return {workers: service.run(example("digits.yaml", workers=workers)) for workers in WORKERS}
+
+
+def test_the_weights_are_those_of_the_reference(jobs: dict[tuple[int, int], TrainingJob]) -> None:
+    command = [sys.executable, "tests/worker/reference_digits.py", "examples/digits.npz", "--standardize"]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert {job.result.weights_sha256 for job in jobs.values()} == {done.stdout.strip()}
+
+
+def test_the_pulled_file_holds_these_weights(
+    service: Service, jobs: dict[tuple[int, int], TrainingJob], tmp_path: Path
+) -> None:
+    for workers, job in jobs.items():
+        folder = tmp_path / f"{workers[0]}-{workers[1]}"
+        with service.client() as client:
+            manifest = client.pull_model(job.name, folder)
+        assert weights_of_file(folder / "model.safetensors") == job.result.weights_sha256 == manifest.weights_sha256
+
+
+def test_the_workers_are_processes_with_a_share_each(jobs: dict[tuple[int, int], TrainingJob]) -> None:
+    for (least, most), job in jobs.items():
+        (run,) = job.runs
+        workers, plan, training = len(run.members), job.plan, job.spec.training
+        assert least <= workers <= min(most, plan.shards) and run.workers == workers
+        assert len({member.pid for member in run.members}) == workers
+        assert len({member.fingerprint for member in run.members}) == 1
+        expected: Counter[int] = Counter()
+        for first in range(0, plan.training_rows, training.batch_size):
+            rows = min(training.batch_size, plan.training_rows - first)
+            for shard, (begin, end) in enumerate(shard_rows(rows, plan.shards)):
+                (owner,) = [member.rank for member in run.members if member.first_shard <= shard < member.end_shard]
+                expected[owner] += (end - begin) * training.epochs
+        assert {member.rank: member.computed_rows for member in run.members} == expected
+        assert sum(expected.values()) == plan.training_rows * training.epochs == job.progress.applied_rows
+        assert min(expected.values()) > 0 and job.progress.replayed_rows == 0
+
+
+def test_a_cap_on_the_workers_is_said(jobs: dict[tuple[int, int], TrainingJob]) -> None:
+    assert jobs[1, 8].spec.workers.max == jobs[1, 8].plan.shards == 4
+    assert any("workers.max" in warning and "4" in warning for warning in jobs[1, 8].warnings)
+    assert not any("workers.max" in warning for warning in jobs[1, 2].warnings)
+    assert jobs[1, 2].arithmetic_digest == jobs[1, 8].arithmetic_digest
+
+
+def test_another_seed_gives_other_weights(service: Service, jobs: dict[tuple[int, int], TrainingJob]) -> None:
+    other = service.run(example("digits.yaml", seed=8))
+    assert other.result.weights_sha256 not in {job.result.weights_sha256 for job in jobs.values()}
+
+
+def test_the_examples_learn(service: Service, jobs: dict[tuple[int, int], TrainingJob]) -> None:
+    digits = jobs[1, 2]
+    assert digits.result.validation_accuracy >= 0.95
+    assert digits.end_time.ToNanoseconds() - digits.create_time.ToNanoseconds() < 30e9
+    assert service.run(example("iris.yaml")).result.validation_accuracy >= 0.93
+
+
+def test_digits_long_is_the_same_job_for_longer() -> None:
+    long, short = example("digits-long.yaml"), example("digits.yaml")
+    for spec in (long, short):
+        spec.ClearField("name")
+        spec.ClearField("checkpoints")
+        spec.ClearField("evaluation")
+        spec.training.ClearField("epochs")
+    assert long == short and (EXAMPLES / "digits-long.yaml").exists()
