@@ -13,7 +13,6 @@ from pathlib import Path
 
 import structlog
 
-from coordinator import limits
 from coordinator.children import Launch, Warm
 from coordinator.connection import Connection, Refused
 from coordinator.exit_codes import EXIT_REFUSED
@@ -54,20 +53,10 @@ async def serve(arguments: argparse.Namespace) -> int:
     reconciler = Reconciler(arguments.files, outbox, warm, changed)
     connection = Connection(arguments.server, arguments.token_file, arguments.take_over, outbox, reconciler, warm, changed)
 
-    async def reconcile() -> None:
-        while True:
-            await reconciler.reconcile()
-            try:
-                await asyncio.wait_for(changed.wait(), limits.RECONCILE_S)
-            except TimeoutError:
-                continue
-            changed.clear()
-            await asyncio.sleep(limits.SPOOL_POLL_S / 5)  # several changes at once make one round
-
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    tasks = [asyncio.ensure_future(part) for part in (connection.keep(), warm.keep(), reconcile(), stopped.wait())]
+    tasks = [asyncio.ensure_future(part) for part in (connection.keep(), warm.keep(), reconciler.keep(), stopped.wait())]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import final
 
-from coordinator import limits
 from lockstep.contract.errors import UserError
-from lockstep.contract.manifest import FileRecord, Manifest
+from lockstep.contract.manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest
 
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
@@ -79,6 +78,15 @@ def write_folder(target: Path, files: Mapping[str, bytes], manifest: Callable[[d
     return made
 
 
+def settle_folders(*folders: Path) -> None:
+    """Makes the names in these folders durable: who renamed last may have died before its fsync. Raises CheckpointBroken."""
+    for folder in folders:
+        try:
+            _sync(folder)
+        except OSError as error:
+            raise _broken(folder, error) from error
+
+
 def verify_folder(folder: Path) -> Manifest:
     """Reads all of a checkpoint back and compares it with its manifest. Raises Damaged."""
     manifest = read_manifest(folder)
@@ -109,13 +117,13 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         with path.open("rb") as file:
-            content = file.read(limits.MANIFEST_BYTES + 1)
+            content = file.read(MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError as error:
         raise Damaged(f"{path} is missing") from error
     except OSError as error:
         raise Damaged(f"{path} cannot be read ({error.strerror})") from error
-    if len(content) > limits.MANIFEST_BYTES:
-        raise Damaged(f"{path} is longer than {limits.MANIFEST_BYTES} bytes")
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise Damaged(f"{path} is longer than {MAX_MANIFEST_BYTES} bytes")
     try:
         return Manifest.from_json(content, str(path))
     except UserError as error:

@@ -22,6 +22,7 @@ from coordinator.checkpoint_folder import (
     read_manifest,
     remove_folder,
     set_aside,
+    settle_folders,
     verify_folder,
     write_folder,
 )
@@ -70,8 +71,9 @@ class Checkpoints:
     def recover(self) -> tuple[Committed | None, list[str]]:
         """The newest checkpoint that verifies and bears the job's digests, and a sentence for each newer one that does not.
 
-        Clears away what a death in the midst of writing or removing left.
+        Clears away what a death in the midst of writing or removing left. Raises CheckpointBroken.
         """
+        settle_folders(self.folder, self.folder.parent)
         found: Committed | None = None
         passed_over: list[str] = []
         steps: list[tuple[int, Path]] = []

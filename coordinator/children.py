@@ -46,7 +46,7 @@ class Child:
         self._process = process
         self.intent = agent.RunWish.INTENT_UNSPECIFIED
         self.told_at = 0.0
-        self.ended_at = float("-inf")  # when the end of its run was acknowledged
+        self.ended_at: float | None = None  # when the end of its run was acknowledged
 
     @property
     def pid(self) -> int:
@@ -70,7 +70,11 @@ class Child:
         """What it reports while it is warm; ends when it ends, raises TimeoutError when it is silent too long."""
         assert self._process.stdout is not None
         frames = framing.Frames()
-        while data := await asyncio.wait_for(self._process.stdout.read(1 << 16), limits.CAPACITY_SILENCE_S):
+        while True:
+            async with asyncio.timeout(limits.CAPACITY_SILENCE_S):
+                data = await self._process.stdout.read(1 << 16)
+            if not data:
+                return
             for frame in frames.feed(data):
                 yield agent.Capacity.FromString(frame)
 

@@ -131,7 +131,11 @@ class Connection:
 
 async def _until_silent(call: Any) -> AsyncIterator[agent.ConnectResponse]:
     """The server's messages; ends with the stream, raises TimeoutError when nothing came for too long."""
-    while (response := await asyncio.wait_for(call.read(), limits.SILENCE_S)) is not grpc.aio.EOF:
+    while True:
+        async with asyncio.timeout(limits.SILENCE_S):
+            response = await call.read()
+        if response is grpc.aio.EOF:
+            break
         yield response
     code = await call.code()
     if code != grpc.StatusCode.OK:

@@ -12,5 +12,5 @@ EXIT_ORPHANED = 5
 EXIT_UNREACHABLE = 6
 # Another process writes the run's spool.
 EXIT_SPOOL_TAKEN = 7
-# The disk failed under a checkpoint; the spool may not say so.
+# The disk failed under a checkpoint or the spool; the spool may not say so.
 EXIT_BROKEN = 8

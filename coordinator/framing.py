@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from coordinator import limits
 
@@ -38,24 +37,6 @@ def unpack(buffer: bytes | bytearray | memoryview, offset: int = 0) -> tuple[byt
     if zlib.crc32(payload) != crc:
         raise FrameError(f"the CRC-32 of a frame of {length} bytes differs")
     return payload, end
-
-
-def read(stream: BinaryIO) -> bytes | None:
-    """The next message of a blocking stream, or None at its end; raises FrameError on a cut or damaged frame."""
-    header = stream.read(HEADER_BYTES)
-    if not header:
-        return None
-    if len(header) < HEADER_BYTES:
-        raise FrameError("the stream ended within a frame")
-    length, crc = _HEADER.unpack(header)
-    if length > limits.FRAME_BYTES:
-        raise FrameError(f"a frame of {length} bytes; at most {limits.FRAME_BYTES} are allowed")
-    payload = stream.read(length)
-    if len(payload) < length:
-        raise FrameError("the stream ended within a frame")
-    if zlib.crc32(payload) != crc:
-        raise FrameError(f"the CRC-32 of a frame of {length} bytes differs")
-    return payload
 
 
 class Frames:

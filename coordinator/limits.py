@@ -10,12 +10,11 @@ MIB = 1 << 20
 
 # A message on a pipe or in the spool.
 FRAME_BYTES = 16 * MIB
-# What a run's spool may hold; progress is dropped when it is nearly full, everything else is still written.
-SPOOL_BYTES = 256 * MIB
-SPOOL_PROGRESS_BYTES = SPOOL_BYTES // 8 * 7
+# Beyond this size of a run's spool progress is dropped; everything else is still written.
+SPOOL_PROGRESS_BYTES = 224 * MIB
 # How long an event waits for space on a full disk.
 SPOOL_FULL_S = 60.0
-# Rows of a reason or a notice that is sent to people.
+# Characters of a reason or a notice that is sent to people.
 REASON_CHARACTERS = 2000
 
 # --- the agent
@@ -38,9 +37,9 @@ CANCEL_GRACE_S = 15.0
 # The warm coordinator looks at the nodes this often, and counts as stuck when it is silent for so long.
 CAPACITY_POLL_S = 1.0
 CAPACITY_SILENCE_S = 30.0
-# Backoff between starts of the warm coordinator.
 # The next warm one is started when the workers of a run have, or after this.
 WARM_AFTER_S = 10.0
+# Backoff between starts of the warm coordinator.
 WARM_FIRST_S = 0.5
 WARM_LAST_S = 10.0
 # Coordinators that run at once.
@@ -54,8 +53,6 @@ MESSAGE_BYTES = 16 * MIB
 JOB_LOCK_S = 60.0
 # Placing the workers and hearing from each of them.
 GROUP_START_S = 120.0
-# Attaching to Ray.
-ATTACH_S = 60.0
 # join, and connect of peers.
 JOIN_S = 60.0
 CONNECT_S = 60.0
@@ -74,7 +71,6 @@ RETRY_S = 3.0
 # A peer within a step, and within the first one. Settings, so that tests need not wait.
 STEP_DEADLINE_FLOOR_S = float(os.environ.get("LOCKSTEP_STEP_DEADLINE_FLOOR_S", "30"))
 FIRST_STEP_DEADLINE_S = float(os.environ.get("LOCKSTEP_FIRST_STEP_DEADLINE_S", "300"))
-STEP_DEADLINE_FACTOR = 10.0
 # Beats to workers; a worker that hears nothing for so long ends itself.
 HEARTBEAT_S = 5.0
 WORKER_SILENCE_S = 30.0
@@ -90,10 +86,8 @@ CHECKPOINT_APART_S = 10.0
 # Checkpoints that are kept when the spec does not say, and damaged ones that are kept for a look.
 CHECKPOINTS_KEPT = 3
 BAD_CHECKPOINTS_KEPT = 3
-# A checkpoint that found no space is tried again after this.
-CHECKPOINT_DEFER_S = 30.0
-# A manifest.
-MANIFEST_BYTES = 16 * MIB
+# A dataset's description, dataset.json.
+DATASET_JSON_BYTES = 16 * MIB
 
 # --- what a node must have
 

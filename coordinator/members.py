@@ -17,6 +17,7 @@ from lockstep.contract.errors import InternalError
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.internal.v1 import worker_pb2
 from lockstep.v1 import training_job_pb2 as job
+from worker.limits import STEP_DEADLINE_FACTOR
 from worker.state_transfer import TransferError, fetch_state
 
 _Request = worker_pb2.WorkerRequest
@@ -83,7 +84,7 @@ class Members:
         Raises Corrupted when the workers' parameters differ afterwards.
         """
         request = _Request(stretch=worker_pb2.StretchRequest(first_step=stretch.first, last_step=stretch.last))
-        deadline_s = 2 * limits.STEP_DEADLINE_FLOOR_S + limits.STEP_DEADLINE_FACTOR * step_s * stretch.steps
+        deadline_s = 2 * limits.STEP_DEADLINE_FLOOR_S + STEP_DEADLINE_FACTOR * step_s * stretch.steps
         if step_s <= 0:
             deadline_s += limits.FIRST_STEP_DEADLINE_S
         replies = [

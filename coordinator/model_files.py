@@ -10,6 +10,7 @@ from typing import Any, final
 from google.protobuf.json_format import MessageToDict
 from safetensors.numpy import save
 
+from coordinator import limits
 from coordinator.checkpoint_folder import MODEL, OPTIMIZER
 from coordinator.snapshots import Snapshot
 from coordinator.standing import Standing
@@ -24,8 +25,6 @@ from worker.nn.shapes import parameter_layout
 from worker.randomness import validation_split
 from worker.specs import architecture
 from worker.weights_file import tensors_from_flat
-
-_DATASET_JSON_BYTES = 16 << 20
 
 
 @final
@@ -105,8 +104,8 @@ class ModelFiles:
 
 def _read_dataset(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        content = file.read(_DATASET_JSON_BYTES + 1)
-    if len(content) > _DATASET_JSON_BYTES:
-        raise InternalError(f"{path} is longer than {_DATASET_JSON_BYTES} bytes")
+        content = file.read(limits.DATASET_JSON_BYTES + 1)
+    if len(content) > limits.DATASET_JSON_BYTES:
+        raise InternalError(f"{path} is longer than {limits.DATASET_JSON_BYTES} bytes")
     read: dict[str, Any] = json.loads(content)
     return read

@@ -17,12 +17,10 @@ MARKER = ".shared-folder"
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What is asked of a node: the shared folder with its marker, and memory per worker (0: not known yet)."""
+    """What is asked of a node: the shared folder, and the marker in it."""
 
     files_folder: str
     marker: str
-    worker_memory_bytes: int = 0
-    workers: int = 1
 
 
 def write_marker(files_folder: Path, marker: str) -> None:
@@ -39,7 +37,6 @@ def lacks(needs: Needs) -> list[str]:
         *_folder(Path(needs.files_folder), needs.marker),
         *_shared_memory(),
         *_descriptors(),
-        *_memory(needs.worker_memory_bytes * needs.workers),
         *_processor(),
     ]
 
@@ -91,37 +88,8 @@ def _descriptors() -> list[str]:
     return []
 
 
-def _memory(needed_bytes: int) -> list[str]:
-    free = available_memory_bytes()
-    if needed_bytes and free < needed_bytes:
-        return [
-            f"{free >> 20} MiB of memory are free; the workers need about {needed_bytes >> 20} MiB: use fewer workers a node, "
-            "smaller batches, or a node with more memory"
-        ]
-    return []
-
-
 def _processor() -> list[str]:
     machine = platform.machine()
     if machine in {"x86_64", "AMD64"}:
         return []
     return [f"the processor is {machine}: only x86-64 is tested, so compare a job's hash with a replay before you rely on it"]
-
-
-def available_memory_bytes() -> int:
-    """Memory that processes of this node can still get: the kernel's estimate, or less where a cgroup's limit is lower."""
-    available = 0
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            limit, used = Path(limit_file).read_text().strip(), Path(used_file).read_text().strip()
-        except OSError:
-            continue
-        if limit.isdigit():
-            available = min(available, max(0, int(limit) - int(used)))
-    return available

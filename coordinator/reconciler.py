@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from coordinator import limits
 from coordinator.children import Child, Warm
-from coordinator.exit_codes import EXIT_ORPHANED, EXIT_UNREACHABLE
+from coordinator.exit_codes import EXIT_BROKEN, EXIT_ORPHANED, EXIT_SPOOL_TAKEN, EXIT_UNREACHABLE
 from coordinator.exit_status import interpret
 from coordinator.outbox import Outbox, RunId, run_id
 from coordinator.spool import SpoolTaken, append_lost
@@ -25,6 +25,8 @@ _EXIT_CODES = {
     1: "ended with exit code 1, as Ray makes it when its head is gone",
     EXIT_ORPHANED: "saw its pipe to the agent close",
     EXIT_UNREACHABLE: "could not reach the Ray head",
+    EXIT_SPOOL_TAKEN: "found another process at the run's spool",
+    EXIT_BROKEN: "could not make durable what it wrote; look at the disk of the data folder",
 }
 
 
@@ -70,6 +72,19 @@ class Reconciler:
                 reason = self._ends.get(run, "the agent ended, and the run's coordinator with it")
                 self._append_end(run, reason)
 
+    async def keep(self) -> None:
+        """A round whenever something changed, and every second; for ever."""
+        while True:
+            await self.reconcile()
+            try:
+                # Not wait_for, which in Python 3.11 swallows a cancel that comes together with the change.
+                async with asyncio.timeout(limits.RECONCILE_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+            self._changed.clear()
+            await asyncio.sleep(limits.SPOOL_POLL_S / 5)  # several changes at once make one round
+
     async def reconcile(self) -> None:
         """One round."""
         if self._wishes is None:
@@ -77,7 +92,7 @@ class Reconciler:
         now = asyncio.get_running_loop().time()
         for run, child in list(self._children.items()):
             wish = self._wishes.get(run)
-            if wish is None and now - child.ended_at < limits.KILL_S:
+            if wish is None and child.ended_at is not None and now - child.ended_at < limits.KILL_S:
                 continue  # the end of its run is known; it is ending by itself
             if wish is None:
                 self._ends[run] = "the run was not wished any more"
@@ -93,6 +108,7 @@ class Reconciler:
             known = run in self._children or run in self._acknowledged or run in self._outbox.runs()
             if not known and run[0] not in busy and len(self._children) < limits.RUNS:
                 await self._start(run, wish)
+                busy.add(run[0])
         for job_id in self._removed:
             if job_id not in busy:
                 self._remove(job_id)
@@ -111,7 +127,8 @@ class Reconciler:
         self._ends.setdefault(run, f"the run's coordinator (pid {child.pid}) {said}")
         del self._children[run]
         self._outbox.look()
-        if not self._outbox.has_ended(run):
+        # Once its end was acknowledged its spool is gone, and a new one would say that it was lost.
+        if child.ended_at is None and not self._outbox.has_ended(run):
             self._append_end(run, self._ends[run])
         self._ends.pop(run, None)
         self._log.info("coordinator ended", job=run[0], run=run[1], pid=child.pid, status=said)

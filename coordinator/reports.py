@@ -23,7 +23,8 @@ class Reports:
         self._on_started = on_started
         self._clock = clock
         self._progress_at = -limits.PROGRESS_S
-        self._said: set[str] = set()
+        self._unsaid: agent.RunProgress | None = None
+        self._recovering = ""
 
     def started(self, members: Sequence[job.WorkerInfo], start_step: int, fingerprint: str) -> None:
         """Workers joined and steps begin."""
@@ -32,8 +33,8 @@ class Reports:
 
     def recovering(self, word: str, reason: str) -> None:
         """The run waits for what the reason says, under a word for programs; said once while the reason stays the same."""
-        if reason not in self._said:
-            self._said = {reason}
+        if reason != self._recovering:
+            self._recovering = reason
             self.notice(job.Notice.WARNING, word, reason)
             self._append(agent.RunEvent(recovering=agent.RunRecovering(reason=reason[: limits.REASON_CHARACTERS])))
 
@@ -43,14 +44,14 @@ class Reports:
         self._append(agent.RunEvent(points=job.Points(step=step, epoch=epoch, points=points)))
 
     def progress(self, progress: job.Progress, computed_rows: Sequence[int], last: bool = False) -> None:
-        """Where the run is; `last` is always said."""
-        now = self._clock()
-        if last or now - self._progress_at >= limits.PROGRESS_S:
-            self._progress_at = now
-            self._append(agent.RunEvent(progress=agent.RunProgress(progress=progress, computed_rows=computed_rows)))
+        """Where the run is; `last` is said at once, another once its time or something that must not come before it has."""
+        self._unsaid = agent.RunProgress(progress=progress, computed_rows=computed_rows)
+        if last or self._clock() - self._progress_at >= limits.PROGRESS_S:
+            self._say_progress()
 
     def checkpoint(self, checkpoint: job.Checkpoint) -> None:
         """A checkpoint is durable."""
+        self._say_progress()
         self._append(agent.RunEvent(checkpoint=checkpoint))
 
     def notice(self, severity: job.Notice.Severity.ValueType, reason: str, text: str) -> None:
@@ -60,12 +61,19 @@ class Reports:
 
     def ended(self, ended: agent.RunEnded) -> None:
         """The last word."""
+        self._say_progress()
         ended.reason = ended.reason[: limits.REASON_CHARACTERS]
         self._append(agent.RunEvent(ended=ended))
 
     def sync(self) -> None:
         """Makes everything said durable."""
         self._spool.sync()
+
+    def _say_progress(self) -> None:
+        if self._unsaid is not None:
+            said, self._unsaid = self._unsaid, None
+            self._progress_at = self._clock()
+            self._append(agent.RunEvent(progress=said))
 
     def _append(self, event: agent.RunEvent) -> None:
         self._spool.append(event)

@@ -27,7 +27,7 @@ from coordinator.orders import Orders
 from coordinator.parent import die_with_parent
 from coordinator.preflight import MARKER, Needs
 from coordinator.reports import Reports
-from coordinator.spool import SpoolTaken, SpoolWriter, spool_path
+from coordinator.spool import SpoolBroken, SpoolTaken, SpoolWriter, spool_path
 from coordinator.training import Training
 from lockstep.contract.errors import LockstepError, UserError
 from lockstep.internal.v1 import agent_service_pb2 as agent
@@ -77,7 +77,7 @@ class Lookout:
 def carry_out(
     wish: agent.RunWish, files_folder: Path, orders: Orders, cluster: Cluster, on_started: Callable[[], None] = lambda: None
 ) -> None:
-    """Runs an order to its end and spools how it ended. Raises SpoolTaken."""
+    """Runs an order to its end and spools how it ended. Raises SpoolTaken, CheckpointBroken, SpoolBroken."""
     order = wish.order
     log = structlog.get_logger().bind(job=order.job_id, run=order.run_number)
     key = agent.RunKey(job_id=order.job_id, run_number=order.run_number)
@@ -96,10 +96,9 @@ def carry_out(
         )
     except CheckpointBroken as broken:
         # The spool may lie on the same disk; whether or not this can be written, the process ends.
-        log.error("checkpoint broken", reason=str(broken))
         reports.notice(job.Notice.ERROR, "CHECKPOINT_FAILED", str(broken))
         reports.ended(agent.RunEnded(outcome=agent.RunEnded.LOST, reason=str(broken)))
-        sys.exit(EXIT_BROKEN)
+        raise
     log.info("run ended", outcome=agent.RunEnded.Outcome.Name(ended.outcome), reason=ended.reason, step=ended.last_step)
     reports.ended(ended)
 
@@ -112,7 +111,7 @@ def _train(order: agent.RunOrder, files_folder: Path, reports: Reports, orders: 
         return Training(order, files_folder, reports, orders, cluster.group).run()
     except UserError as error:
         return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=str(error))
-    except CheckpointBroken:
+    except (CheckpointBroken, SpoolBroken):
         raise
     except Exception as error:  # the edge of the process: a run always has a last word
         structlog.get_logger().exception("run failed", job=order.job_id, run=order.run_number)
@@ -158,6 +157,9 @@ def main(argv: list[str] | None = None) -> int:
     except SpoolTaken as error:
         log.error("spool taken", reason=str(error))
         return EXIT_SPOOL_TAKEN
+    except (CheckpointBroken, SpoolBroken) as broken:
+        log.error("disk broken", reason=str(broken))
+        return EXIT_BROKEN
     return 0
 
 

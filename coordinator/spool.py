@@ -30,6 +30,10 @@ class SpoolTaken(Exception):
     """Another process writes this spool."""
 
 
+class SpoolBroken(Exception):
+    """An fsync of the spool failed: what it holds is not known any more, and this process must not go on."""
+
+
 def spool_path(files_folder: Path, job_id: str, run_number: int) -> Path:
     """The spool of a run."""
     return files_folder / "spool" / f"{job_id}-{run_number}.events"
@@ -84,7 +88,10 @@ class SpoolWriter:
             os.close(folder)
 
     def append(self, event: agent.RunEvent) -> int:
-        """Gives the event its run, sequence and time and writes it; returns the sequence, 0 for dropped progress."""
+        """Gives the event its run, sequence and time and writes it; returns the sequence, 0 for dropped progress.
+
+        Raises SpoolBroken, and OSError (ENOSPC) when there was no space for too long.
+        """
         kind = event.WhichOneof("event")
         if kind == "progress" and self._size > limits.SPOOL_PROGRESS_BYTES:
             return 0
@@ -122,8 +129,13 @@ class SpoolWriter:
         return True
 
     def sync(self) -> None:
-        """Makes everything appended durable."""
-        os.fsync(self._fd)
+        """Makes everything appended durable. Raises SpoolBroken."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise SpoolBroken(
+                f"the events in {self._path} could not be made durable ({error.strerror}); look at the disk of the data folder"
+            ) from error
 
     def close(self) -> None:
         """Gives the lock back."""

@@ -66,6 +66,7 @@ class Training:
         self._fingerprint = order.fingerprint
         self._pace = Pace()
         self._committed_at = clock()
+        self._group_number = 0
 
     def run(self) -> agent.RunEnded:
         """Trains to the last step, or as far as is wanted and possible."""
@@ -125,7 +126,8 @@ class Training:
     def _gather(self, group: WorkerGroup, start: Committed | None) -> Members:
         order = self._order
         group.start(workers_used(order), limits.GROUP_START_S, self._wanted.cancelled)
-        members = Members(group, order, self._files_folder, 1, self._wanted.cancelled)
+        self._group_number += 1
+        members = Members(group, order, self._files_folder, self._group_number, self._wanted.cancelled)
         for refused in members.join(self._fingerprint, order.spec.workers.min).refused:
             self._reports.notice(job.Notice.WARNING, "NODE_FINGERPRINT_DIFFERS", f"{refused}; it was refused")
         folder = str(start.folder.relative_to(self._files_folder)) if start else ""

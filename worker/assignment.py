@@ -151,7 +151,6 @@ class Assignment:
                 self._exchange, self.rank, memory, self._barrier, self._links, self._optimizer, self._deadlines
             ),
             memory=memory,
-            chunk=self.chunk,
             optimizer=optimizer_record(self._spec.optimizer),
             deadlines=self._deadlines,
             first_shard=owned[0],

@@ -9,16 +9,14 @@ from lockstep.contract.errors import UserError
 from lockstep.internal.v1.worker_pb2 import Failure
 from worker.collective.peers import PeerError
 from worker.data.columns import DatasetUnreadable
+from worker.limits import TRACE_CHARACTERS
 from worker.weights_file import WeightsUnreadable
-
-# Longest trace that is sent, in characters; its end is kept.
-MAX_TRACE = 20_000
 
 
 def failure_of(error: BaseException, who: str, step: int) -> Failure:
     """The failure of `who` ("worker 3 (node b)") after `step`."""
     kind, text = _judge(error)
-    trace = "".join(traceback.format_exception(error))[-MAX_TRACE:]
+    trace = "".join(traceback.format_exception(error))[-TRACE_CHARACTERS:]
     failure = Failure(kind=kind, text=f"{who}: {text}", trace=trace, step=step)
     if isinstance(error, PeerError):
         failure.text = error.message

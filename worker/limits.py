@@ -23,6 +23,9 @@ CONNECT_TIMEOUT_S = 30.0
 # Connections to a worker that may be in the handshake at once; others wait in the system's queue.
 MAX_HANDSHAKES = 64
 
+# Wait for a peer within a step, as a multiple of the median step; never below the floor that the coordinator gives.
+STEP_DEADLINE_FACTOR = 10
+
 # Longest silence while a range of a vector is sent to the coordinator or received by it.
 TRANSFER_TIMEOUT_S = 30.0
 
@@ -34,3 +37,6 @@ STEP_TIMES = 4096
 
 # Rows that are named when a shard is not finite.
 NAMED_ROWS = 16
+
+# Characters of a failure's trace that is sent; its end is kept.
+TRACE_CHARACTERS = 20_000

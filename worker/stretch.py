@@ -9,10 +9,9 @@ import google_crc32c
 import numpy as np
 
 from lockstep.contract.arithmetic import point_interval
-from lockstep.contract.errors import UserError
 from lockstep.internal.v1.worker_pb2 import NonFinite, StepLoss, StretchReply
 from worker.collective.peers import Deadlines
-from worker.collective.plan import BLOCK, NodeMemory, StepSums
+from worker.collective.plan import NodeMemory, StepSums
 from worker.collective.reduce import Reduction
 from worker.collective.shared_memory import F32
 from worker.limits import NAMED_ROWS, STEP_TIMES, TRANSFER_BYTES
@@ -36,7 +35,6 @@ class Stretches:
         rows: TrainingRows,
         reduction: Reduction,
         memory: NodeMemory,
-        chunk: tuple[int, int],
         optimizer: OptimizerRecord,
         deadlines: Deadlines,
         first_shard: int,
@@ -44,7 +42,7 @@ class Stretches:
     ) -> None:
         self._rank, self._model, self._rows = rank, model, rows
         self._reduction, self._memory = reduction, memory
-        self._chunk, self._optimizer, self._deadlines, self._first_shard = chunk, optimizer, deadlines, first_shard
+        self._optimizer, self._deadlines, self._first_shard = optimizer, deadlines, first_shard
         self._total_steps, self._points = total_steps, point_interval(total_steps)
         self._times = np.zeros(STEP_TIMES)
         self._stepped = False
@@ -73,8 +71,6 @@ class Stretches:
                 if self._rank == 0 and (step == last_step or step % self._points == 0):
                     reply.losses.append(_loss(step, sums, rate))
                 self._took(step - first_step, clock() - step_began)
-            if not reply.HasField("non_finite"):
-                self._check_finite()
         steps = min(self.step - first_step + 1, STEP_TIMES)
         reply.step = self.step
         reply.total_seconds = clock() - began
@@ -113,15 +109,6 @@ class Stretches:
         found.layer, found.shard = place.layer, shard
         found.rows.extend(rows[:NAMED_ROWS].tolist())
         return found
-
-    def _check_finite(self) -> None:
-        """Looks at the own chunk of parameters and state: a sum or an update may overflow though all gradients were finite."""
-        first, end = self._chunk
-        for vector in (self._memory.parameters[first:end], *self._memory.state):
-            for at in range(0, len(vector), BLOCK):
-                if not np.isfinite(vector[at : at + BLOCK]).all():
-                    remedy = "the update overflowed; lower the learning rate, or standardize the inputs"
-                    raise UserError.of(f"step {self.step}", "parameters that are not finite", remedy, "NON_FINITE")
 
 
 def _loss(step: int, sums: StepSums, rate: float) -> StepLoss:

@@ -47,6 +47,9 @@ RETRIES = {
 AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 OURS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS})
 
+# What gRPC itself says where HTTP answers, whatever status it makes of it.
+NOT_GRPC = "Received http2 header with status"
+
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
@@ -83,6 +86,8 @@ class Connection:
         if code in AWAY:
             said = rpc_status.from_call(error) is not None  # the server's own words, not the channel's
             return ServerUnavailable(str(self.address), details if said else _away(code, details, self.deadline_s))
+        if details.startswith(NOT_GRPC):
+            return ServerUnavailable(str(self.address), f"what answers there is no Lockstep server, or a proxy ({details})")
         if code in OURS:
             return InternalError(f"{self.address} failed: {details or code.name}")
         if code is grpc.StatusCode.UNAUTHENTICATED and not self._has_token:

@@ -55,6 +55,8 @@ def header_for(
     for option, value in wanted.items():
         if value is not None:
             setattr(target, option, value)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError.of(str(path), "", "it is not a file: a pipe or a device has no size to announce", "FILE_UNREADABLE")
     try:
         with path.open("rb") as file:
             header.size_bytes = os.fstat(file.fileno()).st_size

@@ -16,6 +16,8 @@ from coordinator.parent import die_with_parent
 REQUEST = b"R"
 BEAT = b"B"
 
+_READ_BYTES = 1 << 18
+
 
 def main() -> None:
     """Hosts a worker until stdin closes. A reading thread answers beats while a request is at work."""
@@ -38,13 +40,15 @@ def main() -> None:
     requests: queue.Queue[bytes] = queue.Queue(maxsize=2)
 
     def read() -> None:
-        stdin = sys.stdin.buffer
+        frames, stdin = framing.Frames(), sys.stdin.fileno()
         try:
-            while (frame := framing.read(stdin)) is not None:
-                if frame[:1] == BEAT:
-                    host.beat()
-                else:
-                    requests.put(frame[1:])
+            # Not through sys.stdin: its lock, held while it waits, would stop the interpreter's end.
+            while data := os.read(stdin, _READ_BYTES):
+                for frame in frames.feed(data):
+                    if frame[:1] == BEAT:
+                        host.beat()
+                    else:
+                        requests.put(frame[1:])
         except framing.FrameError as error:
             print(f"worker {os.getpid()}: {error}", file=sys.stderr)
         os._exit(0)

@@ -23,6 +23,8 @@ from services.commands.settings import (
     configure_log,
     data_setting,
     first_of,
+    kept_token,
+    make_data_folder,
     reports_errors,
     run_until_signalled,
     setting,
@@ -65,12 +67,12 @@ def api(
     Example: lockstep-server api --data /data --listen 0.0.0.0:7460 --token-file /run/secrets/token --agent-token-file ...
     """
     configure_log()
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_data_folder(data)
     address = Address.parse(listen, "--listen")
     http_address = Address.parse(http_listen, "--http-listen")
     agent_address = Address.parse(agent_listen, "--agent-listen")
     registered = bool(read_register(data / "store" / "tokens.json"))
-    made = new_token()
+    made = "" if token_file else kept_token(data)
     tokens = read_token_file(token_file, "--token-file") if token_file else [made]
     if not token_file and not registered:
         _need_loopback("--token-file", address, http_address)
@@ -90,7 +92,7 @@ def api(
         upload_bytes=upload_bytes,
     )
     secrets = {agent_token: agent_tokens[0]} if not agent_token_file else {}
-    sys.exit(run_until_signalled(lambda stop: _run(settings, secrets, made if not token_file else "", stop)))
+    sys.exit(run_until_signalled(lambda stop: _run(settings, secrets, made, stop)))
 
 
 def _need_loopback(flag: str, *addresses: Address) -> None:

@@ -15,7 +15,9 @@ import click
 import platformdirs
 import structlog
 
-from lockstep.contract.errors import LockstepError
+from lockstep.contract.errors import LockstepError, UserError
+from services.cluster import write_secret
+from services.rpc.tokens import new_token, read_token_file
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,6 +40,23 @@ def setting(*flags: str, env: str, **options: Any) -> Callable[[F], F]:
 def default_data() -> Path:
     """Where data lie unless told otherwise: ~/.local/share/lockstep."""
     return platformdirs.user_data_path("lockstep")
+
+
+def make_data_folder(path: Path) -> None:
+    """Makes the data folder where there is none. Raises UserError."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = f"it cannot be made a folder ({error.strerror}); choose another"
+        raise UserError.of("--data", path, remedy, "DATA_FOLDER") from None
+
+
+def kept_token(data: Path) -> str:
+    """The data folder's own token for clients: who watched before a restart is known after it."""
+    path = data / "store" / "client_token"
+    if not path.exists():
+        write_secret(path, new_token())
+    return read_token_file(path, "--data")[0]
 
 
 def usable_cores() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,8 @@ from services.commands.settings import (
     configure_log,
     data_setting,
     first_of,
+    kept_token,
+    make_data_folder,
     reports_errors,
     run_until_signalled,
     setting,
@@ -51,8 +54,9 @@ def up(data: Path, slots: int, port: int, http_port: int, agent_port: int, uploa
     Example: lockstep-server up --data ./data --slots 4
     """
     configure_log()
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    tokens = [new_token()], [new_token()]
+    os.umask(0o077)  # whatever the data folder's own mode, what comes into it is its owner's
+    make_data_folder(data)
+    tokens = [kept_token(data)], [new_token()]
     settings = Settings(
         data=data.resolve(),
         listen=Address(HOST, port),

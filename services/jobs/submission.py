@@ -90,8 +90,12 @@ def unknown_dataset(name: str, known: Sequence[str]) -> Violation:
     short = name.removeprefix("datasets/")
     likely = difflib.get_close_matches(short.partition("@")[0], known, n=3) or list(known[:5])
     names = ", ".join(f"datasets/{word}" for word in likely)
-    remedy = f"registered: {names}" if known else "register it with `lockstep dataset push`"
-    remedy = f"there is no such dataset; {remedy}"
+    if short.partition("@")[0] in known:
+        remedy = f"the dataset has no such version; `lockstep dataset show {short.partition('@')[0]}` lists them"
+    elif known:
+        remedy = f"there is no such dataset; registered: {names}"
+    else:
+        remedy = "there is no such dataset; register it with `lockstep dataset push`"
     return Violation("dataset", name, remedy, "UNKNOWN_DATASET")
 
 

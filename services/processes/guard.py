@@ -1,7 +1,8 @@
 """Runs one command, and ends it with all its descendants when the command ends, when stdin closes, or on SIGTERM.
 
 The first line on stdin is JSON: {"command": [...], "grace_s": 5, "remove": [paths that are gone afterwards]}. The parent
-holds the other end: even when the parent is killed, nothing of the command is left. The guard is the reaper of orphans
+holds the other end: even when the parent is killed, nothing of the command is left. What another has put at one of the
+paths meanwhile stays: the parent's successor may be up before the command has ended. The guard is the reaper of orphans
 below it, so that processes that left their group are found too. Standard library alone: it starts fast.
 """
 
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from stat import S_ISDIR
 
 PR_SET_CHILD_SUBREAPER = 36
 KILL_SECONDS = 5.0
@@ -63,6 +65,22 @@ def end_all(grace_s: float, child: subprocess.Popen[bytes]) -> None:
     child.poll()
 
 
+def identity(path: str) -> tuple[int, ...] | None:
+    """What tells a file or folder from another at the same path; None where there is none."""
+    try:
+        stat = os.lstat(path)
+    except OSError:
+        return None
+    return (stat.st_dev, stat.st_ino) if S_ISDIR(stat.st_mode) else (stat.st_dev, stat.st_ino, stat.st_mtime_ns)
+
+
+def remove(path: str) -> None:
+    """Removes a file, or a folder with all in it."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
 def read_line(fd: int) -> bytes:
     """The first line, and nothing beyond it."""
     line = bytearray()
@@ -77,6 +95,7 @@ def main() -> int:
     if not line:
         return 0
     order = json.loads(line)
+    removals = {path: identity(path) for path in order["remove"]}
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wake_reader, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_writer)
@@ -95,10 +114,9 @@ def main() -> int:
         end_all(float(order["grace_s"]), child)
     status = child.poll()
     end_all(0.5, child)
-    for path in order["remove"]:
-        shutil.rmtree(path, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+    for path, ours in removals.items():
+        if identity(path) == ours:
+            remove(path)
     if status is None:
         return 0
     return status if status >= 0 else 128 - status

@@ -50,8 +50,11 @@ class AgentProcess:
         under = self.descendants()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(15)
-        self.log.close()
+        try:
+            code = self.process.wait(15)
+        finally:
+            self.process.kill()  # of no effect on one that has ended, as it must
+            self.log.close()
         end = time.monotonic() + 10
         while left := [pid for pid in under if Path(f"/proc/{pid}").exists() and _state(pid) not in "ZX"]:
             assert time.monotonic() < end, f"still there: {left}"

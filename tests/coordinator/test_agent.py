@@ -123,10 +123,12 @@ def test_a_killed_agent_ends_its_runs_and_the_next_one_says_so(server: ApiServer
     server.wait(lambda: progressed(server, key))
     first.kill()
     second = AgentProcess(server.port, files)
-    ended = server.wait(lambda: server.ended(key))
+    try:
+        ended = server.wait(lambda: server.ended(key))
+    finally:
+        code = second.stop()
     assert ended.outcome == agent.RunEnded.LOST and "agent" in ended.reason
-    assert ended.last_step > 0
-    assert second.stop() == 0
+    assert ended.last_step > 0 and code == 0
 
 
 def test_a_refused_agent_ends_with_its_own_code(server: ApiServer, files: Path) -> None:

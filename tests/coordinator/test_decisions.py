@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,9 +15,10 @@ from coordinator.evaluation import combine
 from coordinator.exit_status import Cause, interpret, out_of_memory_kills
 from coordinator.group.group import WorkerLoss
 from coordinator.joining import NotFitting, admit
-from coordinator.preflight import Needs, available_memory_bytes, lacks, write_marker
+from coordinator.preflight import Needs, lacks, write_marker
 from coordinator.recovery import Corrupted, GroupFailed, NotFinite, decide
 from coordinator.sharding import Rows, by_node, workers_used
+from coordinator.snapshots import Snapshot
 from coordinator.stretches import Cadence, Pace, next_stretch
 from lockstep.contract.errors import InternalError
 from lockstep.internal.v1 import agent_service_pb2 as agent
@@ -187,6 +189,14 @@ def test_a_number_that_is_not_finite_is_named_with_step_layer_shard_and_rows() -
     assert "velocity" in state.reason and "steps 5 to 9" in state.reason and "not built" in state.reason
 
 
+def test_a_snapshot_names_the_vector_that_holds_what_is_not_finite() -> None:
+    whole = np.zeros(5, np.float32)
+    for bad in (np.nan, np.inf, -np.inf):
+        broken = np.array([0, 0, 0, 0, bad], np.float32)
+        assert Snapshot(3, {"parameters": whole, "velocity": broken}).not_finite() == "velocity"
+    assert Snapshot(3, {"parameters": whole, "velocity": whole}).not_finite() == ""
+
+
 def test_corruption_is_told_and_a_new_run_goes_on() -> None:
     end = decide(Corrupted("they differ"), job_spec_pb2.FAIL)
     assert (end.outcome, end.notice) == (agent.RunEnded.LOST, "CORRUPTION_DETECTED")
@@ -218,6 +228,4 @@ def test_the_preflight_names_what_is_lacking_and_the_remedy(tmp_path: os.PathLik
     assert lacks(Needs(str(folder), "word")) == []
     (said,) = lacks(Needs(str(folder), "another"))
     assert "another folder" in said
-    (said,) = lacks(Needs(str(folder), "word", worker_memory_bytes=available_memory_bytes(), workers=8))
-    assert "memory" in said and "fewer workers" in said
     assert sorted(entry.name for entry in folder.iterdir()) == [".shared-folder"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from coordinator import framing, limits
 from coordinator.outbox import Outbox
-from coordinator.spool import SpoolTaken, SpoolWriter, append_lost, read_events, spool_path
+from coordinator.spool import SpoolBroken, SpoolTaken, SpoolWriter, append_lost, read_events, spool_path
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
 
@@ -129,6 +129,21 @@ def test_on_a_full_disk_progress_is_dropped_and_nothing_is_left_half_written(
     monkeypatch.setattr(limits, "SPOOL_FULL_S", 20.0)
     monkeypatch.setattr("time.sleep", lambda _: room.__setitem__(0, 10_000))
     assert writer.append(notice()) == 2 and sequences(path) == [1, 2]
+    writer.close()
+
+
+def test_a_failed_fsync_is_another_error_than_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = SpoolWriter(spool_path(tmp_path, "a-b", 3), RUN, now_ns)
+    calls = []
+
+    def fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(SpoolBroken, match="look at the disk"):
+        writer.append(notice())
+    assert len(calls) == 1
     writer.close()
 
 

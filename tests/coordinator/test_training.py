@@ -157,8 +157,9 @@ def test_without_a_fitting_node_the_run_waits_and_says_why(tmp_path: Path, monke
 
 
 def test_numbers_that_are_not_finite_fail_the_job_and_are_never_committed(tmp_path: Path) -> None:
-    ended, _ = run_once(make_order(tmp_path, learning_rate=1e30, checkpoint_steps=1, epochs=20), tmp_path)
+    ended, events = run_once(make_order(tmp_path, learning_rate=1e30, checkpoint_steps=1, epochs=20), tmp_path)
     assert ended.outcome == agent.RunEnded.FAILED and "step" in ended.reason
+    assert "NON_FINITE" in {event.notice.reason for event in events}
     assert all(weights_finite(folder) for folder in folders(tmp_path))
 
 

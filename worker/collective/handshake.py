@@ -5,7 +5,7 @@
     dialer -> listener   HMAC(key, "dialer", all of the above)
     listener -> dialer   one byte: welcome
 
-The key itself never crosses. The plane is not encrypted: it wants a trusted network (docs/security.md).
+The key itself never crosses. The plane is not encrypted: it wants a trusted network.
 """
 
 from __future__ import annotations

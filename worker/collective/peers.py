@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import final
 
 from lockstep.contract.errors import LockstepError
+from worker.limits import STEP_DEADLINE_FACTOR
 
 
 @final
@@ -27,7 +28,8 @@ def peer_name(rank: int, nodes: Sequence[str]) -> str:
 
 @final
 class Deadlines:
-    """How long a wait for a peer may last: max(floor, 10 x the median step); before a group's first step a floor of its own."""
+    """How long a wait for a peer may last: the floor, or so many times the median step; before a group's first step a floor of
+    its own."""
 
     def __init__(self, floor_s: float, first_step_s: float) -> None:
         self._floor_s = floor_s
@@ -40,4 +42,4 @@ class Deadlines:
 
     def after(self, median_step_s: float) -> None:
         """Steps have been taken; their median is known."""
-        self.seconds = max(self._floor_s, 10.0 * median_step_s)
+        self.seconds = max(self._floor_s, STEP_DEADLINE_FACTOR * median_step_s)

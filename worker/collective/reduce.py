@@ -119,7 +119,3 @@ class Reduction:
         self._links.complete(step, self._deadlines.for_other_nodes_s(wait), sent, self._barrier.excuse)
         self._barrier.forgive()
         self._links_waited_s += time.perf_counter() - began
-
-    def close(self) -> None:
-        """Lets go of all views of shared memory."""
-        self._plans.clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import NoReturn
 
 __all__ = ["main"]
@@ -9,6 +11,13 @@ __all__ = ["main"]
 
 def main() -> NoReturn:
     """The `lockstep` command."""
-    from lockstep.cli.app import run
+    # Where a stream was closed (`>&-`), what is said goes nowhere, and no socket of ours takes its place.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end of the process
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    try:
+        from lockstep.cli.app import run
 
-    raise SystemExit(run())
+        code = run()
+    except KeyboardInterrupt:  # while modules are still being loaded
+        code = 130
+    raise SystemExit(code)

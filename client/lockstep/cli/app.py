@@ -3,63 +3,42 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from collections.abc import Sequence
+from typing import Any, final
 
 import click
 
 from lockstep import __version__
-from lockstep.cli.output import talk
+from lockstep.cli.conventions import (
+    DONE,
+    EXIT_CODES,
+    INTERRUPTED,
+    NOT_SUCCEEDED,
+    SERVICE_FAILED,
+    WRONG_REQUEST,
+    Target,
+)
+from lockstep.cli.output import abandon_stdout, talk
 from lockstep.contract.errors import InternalError, UserError
 from lockstep.failures import ServerUnavailable, WaitTimeout
 
-if TYPE_CHECKING:
-    from lockstep.client import Client
-
-DONE = 0
-NOT_SUCCEEDED = 1
-WRONG_REQUEST = 2
-SERVICE_FAILED = 3
-INTERRUPTED = 130
-
-EXIT_CODES = """\b
-Exit codes:
-  0    done
-  1    the job that was watched or waited for did not succeed, or not in time
-  2    what was asked is wrong: usage, input, token, name or state
-  3    the service cannot be reached, or failed
-  130  Ctrl-C; a job that was watched goes on
-"""
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 
 @final
-@dataclass(frozen=True)
-class Target:
-    """Which server the commands speak to."""
+class Commands(click.Group):
+    """All commands. A reader of the results that leaves (`| head`) is no failure."""
 
-    server: str | None
-    token_file: str | None
-
-    def connect(self) -> Client:
-        """The client; gRPC is loaded only here."""
-        from lockstep.client import Client
-
-        return Client(self.server, token_file=self.token_file)
-
-
-def as_json(command: Command) -> Command:
-    """The option --json, which every command has."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help="One JSON object a line on stdout, with the field names of the API."
-    )(command)
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; click itself would end it with 1, which says that a job did not succeed."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            abandon_stdout()
+            return DONE
 
 
 @click.group(
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EXIT_CODES,
     short_help="Distributed training as a service.",
@@ -88,7 +67,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     commands.register(group)
     try:
         code = group.main(args=arguments, prog_name="lockstep", standalone_mode=False)
-        sys.stdout.flush()
         return code if isinstance(code, int) else DONE
     except click.ClickException as error:
         error.show()
@@ -105,10 +83,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (ServerUnavailable, InternalError) as error:
         talk(f"error: {error}")
         return SERVICE_FAILED
-    except BrokenPipeError:
-        # The reader of the results left; what is still buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except Exception as error:  # the last resort: nobody is shown a trace unasked
         if os.environ.get("LOCKSTEP_TRACE") == "1":
             traceback.print_exc()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lockstep.cli.app import Target, as_json
+from lockstep.cli.conventions import Target, as_json
 from lockstep.cli.output import json_line, moment, pairs, result, size, table, talk
 from lockstep.names import dataset_name, short
 from lockstep.v1 import dataset_service_pb2
@@ -75,6 +75,8 @@ def _name_and_file(words: tuple[str, ...]) -> tuple[str, str]:
         raise click.UsageError(f"NAME comes before FILE: lockstep dataset push {words[1]} {words[0]}")
     path = words[-1]
     stem = re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-")
+    if len(words) == 1 and not stem:
+        raise click.UsageError(f"no dataset can be named after that file; give a name: lockstep dataset push NAME {path}")
     return (words[0] if len(words) == 2 else stem), path
 
 

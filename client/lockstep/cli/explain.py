@@ -9,7 +9,7 @@ import click
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.json_format import MessageToDict
 
-from lockstep.cli.app import as_json
+from lockstep.cli.conventions import as_json
 from lockstep.cli.output import json_line, result, table
 from lockstep.contract.errors import UserError
 from lockstep.contract.rules import fields_of, map_value, rules_of

@@ -6,23 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lockstep.cli.app import INTERRUPTED, NOT_SUCCEEDED, Target, as_json
+from lockstep.cli.conventions import INTERRUPTED, NOT_SUCCEEDED, NUMBER, Seconds, Target, as_json
+from lockstep.cli.job_lines import WAIT_STATES, State, result_words, state_line
 from lockstep.cli.output import json_line, result, talk
 from lockstep.names import job_name, short
 from lockstep.v1 import training_job_pb2
 
 if TYPE_CHECKING:
     from lockstep.client import Client
-
-State = training_job_pb2.TrainingJob.State
-
-WAIT_STATES = [name for name in State.keys() if name != "STATE_UNSPECIFIED"]  # noqa: SIM118 - an enum wrapper, not a dict
-
-
-def state_line(job: training_job_pb2.TrainingJob) -> str:
-    """`jobs/digits-7f3a  FAILED: worker 1, step 812: out of memory`."""
-    detail = f": {job.status_detail}" if job.status_detail else ""
-    return f"{job.name}  {State.Name(job.state)}{detail}"
 
 
 def follow(client: Client, name: str, as_json: bool, *, finished: bool, after_number: int = 0) -> None:
@@ -51,8 +42,6 @@ def follow(client: Client, name: str, as_json: bool, *, finished: bool, after_nu
 
 
 def _farewell(job: training_job_pb2.TrainingJob) -> None:
-    from lockstep.cli.lookups import result_words
-
     result(state_line(job))
     if words := result_words(job.result):
         result(words)
@@ -62,7 +51,7 @@ def _farewell(job: training_job_pb2.TrainingJob) -> None:
 
 @click.command()
 @click.argument("job")
-@click.option("--after", "after_number", type=click.IntRange(min=0), default=0, help="Only events after this number.")
+@click.option("--after", "after_number", type=NUMBER, default=0, help="Only events after this number.")
 @as_json
 @click.pass_obj
 def watch(target: Target, job: str, after_number: int, as_json: bool) -> None:
@@ -76,7 +65,7 @@ def watch(target: Target, job: str, after_number: int, as_json: bool) -> None:
 @click.option(
     "--for", "state", type=click.Choice(WAIT_STATES, case_sensitive=False), help="The state to wait for; else any end."
 )
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), help="Give up after so many seconds.")
+@click.option("--timeout", "timeout_s", type=Seconds(), help="Give up after so many seconds.")
 @as_json
 @click.pass_obj
 def wait(target: Target, job: str, state: str | None, timeout_s: float | None, as_json: bool) -> None:

@@ -7,8 +7,8 @@ from itertools import islice
 import click
 
 from lockstep import __version__
-from lockstep.cli.app import Target, as_json
-from lockstep.cli.jobs import WAIT_STATES, State, state_line
+from lockstep.cli.conventions import Target, as_json
+from lockstep.cli.job_lines import WAIT_STATES, State, result_words, state_line
 from lockstep.cli.output import duration, json_line, moment, number, pairs, percent, result, size, table, talk
 from lockstep.names import short
 from lockstep.v1 import training_job_pb2
@@ -55,20 +55,6 @@ def _row(job: training_job_pb2.TrainingJob) -> tuple[str, ...]:
     )
 
 
-def result_words(outcome: training_job_pb2.Result) -> str:
-    """A result in one line: step, losses, accuracy, hash."""
-    words = [f"step {outcome.step:,}"] if outcome.step else []
-    if outcome.HasField("loss"):
-        words.append(f"loss {number(outcome.loss)}")
-    if outcome.HasField("validation_loss"):
-        words.append(f"validation loss {number(outcome.validation_loss)}")
-    if outcome.HasField("validation_accuracy"):
-        words.append(f"validation accuracy {percent(outcome.validation_accuracy)}")
-    if outcome.weights_sha256:
-        words.append(f"weights_sha256 {outcome.weights_sha256}")
-    return ", ".join(words)
-
-
 @click.command()
 @click.argument("job")
 @as_json
@@ -86,7 +72,8 @@ def show(target: Target, job: str, as_json: bool) -> None:
         f"{progress.step:,} of {plan.total_steps:,}, epoch {progress.epoch} of {spec.training.epochs}" if progress.step else ""
     )
     rate = f"{progress.samples_per_second:,.0f} samples/s" if progress.samples_per_second else ""
-    left = f"{duration(progress.remaining_seconds)} left" if progress.HasField("remaining_seconds") else ""
+    going = progress.HasField("remaining_seconds") and not found.HasField("end_time")
+    left = f"{duration(progress.remaining_seconds)} left" if going else ""
     pairs(
         [
             ("dataset", f"{spec.dataset}, {plan.training_rows:,} rows train, {plan.validation_rows:,} validate"),

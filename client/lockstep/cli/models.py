@@ -6,7 +6,7 @@ import json
 
 import click
 
-from lockstep.cli.app import Target, as_json
+from lockstep.cli.conventions import NUMBER, Target, as_json
 from lockstep.cli.output import json_line, result, talk
 from lockstep.names import short
 
@@ -19,7 +19,7 @@ def model() -> None:
 @model.command()
 @click.argument("job")
 @click.argument("folder", required=False)
-@click.option("--step", type=click.IntRange(min=0), help="The checkpoint of this step; else the last.")
+@click.option("--step", type=NUMBER, help="The checkpoint of this step; else the last.")
 @as_json
 @click.pass_obj
 def pull(target: Target, job: str, folder: str | None, step: int | None, as_json: bool) -> None:

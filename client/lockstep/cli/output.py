@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,15 +14,34 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from lockstep.contract.errors import UserError
+
 
 def printable(text: str) -> str:
     """Text without the control characters with which it could steer a terminal."""
     return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
 
 
+def write(line: str) -> None:
+    """A line on stdout, at once. Raises UserError where stdout takes no more, BrokenPipeError where nobody reads it."""
+    try:
+        click.echo(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon_stdout()
+        raise UserError.of("stdout", "", f"it cannot be written: {error.strerror or error}", "STDOUT_UNWRITABLE") from error
+
+
+def abandon_stdout() -> None:
+    """What is still buffered has nowhere to go: at exit it would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def result(text: str) -> None:
     """A line of the result."""
-    click.echo(printable(text))
+    write(printable(text))
 
 
 def talk(text: str) -> None:
@@ -32,8 +52,7 @@ def talk(text: str) -> None:
 def json_line(value: Message | dict[str, Any]) -> None:
     """One object on one line: protobuf JSON with the field names of the proto."""
     plain = MessageToDict(value, preserving_proto_field_name=True) if isinstance(value, Message) else value
-    click.echo(json.dumps(plain, ensure_ascii=True, allow_nan=False))
-    sys.stdout.flush()
+    write(json.dumps(plain, ensure_ascii=True, allow_nan=False))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -42,7 +61,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     widths = [max(len(line[column]) for line in lines) for column in range(len(header) - 1)]
     for line in lines:
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
-        click.echo("  ".join([*cells, line[-1]]).rstrip())
+        write("  ".join([*cells, line[-1]]).rstrip())
 
 
 def pairs(values: Iterable[tuple[str, str]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lockstep.cli.app import Target, as_json
+from lockstep.cli.conventions import Target, as_json
 from lockstep.cli.jobs import follow
 from lockstep.cli.output import json_line, pairs, result, size, table, talk
 from lockstep.names import short

@@ -7,9 +7,6 @@ from fractions import Fraction
 # Rises whenever the weights of a recorded job would change.
 ARITHMETIC_VERSION = 1
 
-# Most logical shards of a mini-batch.
-MAX_SHARDS = 64
-
 # Rows of a block in evaluation and prediction.
 EVALUATION_BLOCK_ROWS = 256
 

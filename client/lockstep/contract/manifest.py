@@ -118,4 +118,5 @@ def _numbers(value: Any) -> Any:
 
 
 def _damaged(place: str, what: str) -> UserError:
-    return UserError.of(place, what, "it is damaged; take another checkpoint or pull the model again", "MANIFEST_DAMAGED")
+    remedy = f"{what}: the file is damaged; take another checkpoint or pull the model again"
+    return UserError.of(place, "", remedy, "MANIFEST_DAMAGED")

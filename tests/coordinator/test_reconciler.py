@@ -1,0 +1,107 @@
+"""The agent's reconciler beside a child that only ends: which ends get a last word, and which have one."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import cast, final
+
+import pytest
+
+from coordinator.children import Child, Warm
+from coordinator.outbox import Outbox
+from coordinator.reconciler import Reconciler
+from coordinator.spool import read_events
+from lockstep.internal.v1 import agent_service_pb2 as agent
+
+RUN = ("a-b", 3)
+
+
+@final
+class EndedChild:
+    """A coordinator that is told its order and ends."""
+
+    pid = 1
+    returncode = None
+
+    def __init__(self) -> None:
+        self.intent = agent.RunWish.INTENT_UNSPECIFIED
+        self.told_at = 0.0
+        self.ended_at: float | None = None
+        self.may_end = asyncio.Event()
+
+    def tell(self, wish: agent.RunWish) -> None:
+        self.intent = wish.intent
+
+    async def wait(self) -> int:
+        await self.may_end.wait()
+        return 0
+
+
+@final
+class WarmChild:
+    """Has one child to give."""
+
+    def __init__(self, child: EndedChild) -> None:
+        self.taken: list[EndedChild] = []
+        self._child = child
+
+    async def take(self) -> Child:
+        self.taken.append(self._child)
+        return cast(Child, self._child)
+
+
+def wishes(*numbers: int) -> agent.Wishes:
+    orders = [agent.RunOrder(job_id="a-b", run_number=number) for number in numbers]
+    return agent.Wishes(runs=[agent.RunWish(order=order, intent=agent.RunWish.RUN) for order in orders])
+
+
+@pytest.mark.parametrize("acknowledged", [True, False])
+def test_an_end_that_was_acknowledged_gets_no_second_last_word(tmp_path: Path, acknowledged: bool) -> None:
+    async def scenario() -> None:
+        outbox, child = Outbox(tmp_path / "spool"), EndedChild()
+        reconciler = Reconciler(tmp_path, outbox, cast(Warm, WarmChild(child)), asyncio.Event())
+        reconciler.wish(wishes(3))
+        await reconciler.reconcile()
+        if acknowledged:  # its spool was removed with the acknowledgement, before its process was gone
+            reconciler.acknowledged_end(RUN)
+            reconciler.wish(wishes())
+        child.may_end.set()
+        async with asyncio.timeout(10):
+            while reconciler.running():
+                await asyncio.sleep(0)
+        found = [event.ended.outcome for path in (tmp_path / "spool").iterdir() for event, _ in read_events(path)]
+        assert found == ([] if acknowledged else [agent.RunEnded.LOST])
+
+    asyncio.run(scenario())
+
+
+def test_one_run_of_a_job_at_a_time(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        warm = WarmChild(EndedChild())
+        reconciler = Reconciler(tmp_path, Outbox(tmp_path / "spool"), cast(Warm, warm), asyncio.Event())
+        reconciler.wish(wishes(3, 4))
+        await reconciler.reconcile()
+        assert len(warm.taken) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_cancel_that_comes_together_with_a_change_ends_it(tmp_path: Path, turns: int) -> None:
+    async def scenario() -> None:
+        changed = asyncio.Event()
+        reconciler = Reconciler(tmp_path, Outbox(tmp_path / "spool"), cast(Warm, WarmChild(EndedChild())), changed)
+        task = asyncio.ensure_future(reconciler.keep())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        changed.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task}, timeout=5)
+        ended = task.cancelled()
+        task.cancel()
+        assert ended
+
+    asyncio.run(scenario())
