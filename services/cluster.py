@@ -20,13 +20,11 @@ from lockstep.contract.errors import UserError
 from services import limits
 from services.processes.child import Child
 from services.processes.owners import free_port
+from services.processes.ray_node import head_command, ray_environment
 from services.rpc.tokens import new_token
 
 log = structlog.get_logger()
 
-RAY: Final = Path(sys.executable).with_name("ray")
-ANY_WORKER_PORT: Final = ("--min-worker-port=0", "--max-worker-port=0")  # else Ray takes 10002 to 19999 for itself
-OBJECT_STORE_BYTES: Final = 128 * limits.MIB
 LOG_BYTES: Final = 8 * limits.MIB
 TAIL_BYTES: Final = 2000
 REFUSED: Final = 3  # the agent's exit status when the API server does not want it
@@ -50,18 +48,6 @@ class ClusterSettings:
     remove: Sequence[Path] = ()  # what must not outlive the cluster
 
 
-def ray_environment(token_file: Path) -> dict[str, str]:
-    """The environment of every Ray process: a token always, no statistics."""
-    return {
-        **os.environ,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token_file),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_BACKEND_LOG_LEVEL": "error",
-        "RAY_DISABLE_IMPORT_WARNING": "1",
-    }
-
-
 def scratch_folder() -> Path:
     """A folder of its own with a short path: Ray puts sockets into it."""
     return Path(tempfile.mkdtemp(prefix="lockstep-", dir="/tmp"))
@@ -75,22 +61,6 @@ def write_secret(path: Path, text: str) -> None:
     with os.fdopen(fd, "w") as file:
         file.write(text)
     partial.replace(path)
-
-
-def head_command(settings: ClusterSettings, folder: Path, port: int) -> list[str]:
-    """The command of the Ray head. Ports that Ray would fix are free ones, so that two heads can live on one machine."""
-    return [
-        *(str(RAY), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=false"),
-        *((f"--node-ip-address={settings.node_ip}",) if settings.node_ip else ()),
-        f"--port={port}",
-        f"--num-cpus={settings.cpus}",
-        "--num-gpus=0",
-        f"--object-store-memory={OBJECT_STORE_BYTES}",
-        f"--temp-dir={folder / 'ray'}",
-        *ANY_WORKER_PORT,
-        f"--ray-client-server-port={free_port()}",
-        f"--dashboard-agent-listen-port={free_port()}",
-    ]
 
 
 @final
@@ -132,7 +102,7 @@ class Cluster:
         host = self._settings.node_ip or "127.0.0.1"
         self.ray_address = f"{host}:{port}"
         self._environment = ray_environment(token_file)
-        command = head_command(self._settings, folder, port)
+        command = head_command(folder, self._settings.cpus, self._settings.node_ip, port)
         try:
             remove = (folder, *self._settings.remove)
             self._ray = await Child.start("ray", command, self._environment, self._log("ray"), remove)

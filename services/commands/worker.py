@@ -11,7 +11,7 @@ import click
 
 from lockstep.contract.errors import UserError
 from services.addresses import Address
-from services.cluster import ANY_WORKER_PORT, OBJECT_STORE_BYTES, RAY, ray_environment, scratch_folder
+from services.cluster import scratch_folder
 from services.commands.settings import (
     configure_log,
     data_setting,
@@ -22,7 +22,7 @@ from services.commands.settings import (
     speak,
 )
 from services.processes.child import Child
-from services.processes.owners import free_port
+from services.processes.ray_node import ray_environment, start_command
 from services.rpc.tokens import read_token_file
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -52,16 +52,7 @@ def worker(data: Path, slots: int, head: str, node_ip: str, ray_token_file: Path
 
 async def _run(head: str, slots: int, node_ip: str, token_file: Path, stop: asyncio.Event) -> int:
     folder = scratch_folder()
-    command = [
-        *(str(RAY), "start", f"--address={head}", "--block", "--disable-usage-stats"),
-        *((f"--node-ip-address={node_ip}",) if node_ip else ()),
-        f"--num-cpus={slots}",
-        "--num-gpus=0",
-        f"--object-store-memory={OBJECT_STORE_BYTES}",
-        f"--temp-dir={folder / 'ray'}",
-        *ANY_WORKER_PORT,
-        f"--dashboard-agent-listen-port={free_port()}",
-    ]
+    command = start_command(folder, slots, node_ip, f"--address={head}")
     try:
         node = await Child.start("ray", command, ray_environment(token_file), remove=(folder,))
     except BaseException:

@@ -52,7 +52,7 @@ class AgentDesk(AgentServiceServicer):
         self._store, self._dispatcher, self._wakeups, self._clock = store, dispatcher, wakeups, clock
         self._on_change = on_change
         self._link: Link | None = None
-        self._gaps: set[tuple[str, int, int]] = set()
+        self._gaps: dict[tuple[str, int, int], None] = {}  # events that were asked for, the oldest first
         self.since = clock()
         dispatcher.on_wishes = self.send_wishes
 
@@ -171,8 +171,12 @@ class AgentDesk(AgentServiceServicer):
         try:
             changed = await self._store.run(lambda connection: self._apply_all(connection, batch, now))
         except Gap as gap:
-            self._gaps.add(gap.key)
+            self._gaps[gap.key] = None
+            while len(self._gaps) > limits.AGENT_GAPS:
+                del self._gaps[next(iter(self._gaps))]
             raise UserError.of("", "", f"{gap}; send again what was not acknowledged", "EVENTS_MISSING") from None
+        for event in batch:
+            self._gaps.pop(_event_key(event), None)
         last = {(event.run.job_id, event.run.run_number): event for event in batch}
         for event in last.values():
             acknowledge = pb.Acknowledge(run=event.run, sequence=event.sequence)
@@ -185,10 +189,13 @@ class AgentDesk(AgentServiceServicer):
         changed = []
         for event in batch:
             # A gap that is there again after the agent sent all it has will never be filled.
-            allowed = (event.run.job_id, event.run.run_number, event.sequence) in self._gaps
-            if apply(connection, event, now, gap_allowed=allowed):
+            if apply(connection, event, now, gap_allowed=_event_key(event) in self._gaps):
                 changed.append(event.run.job_id)
         return changed
+
+
+def _event_key(event: pb.RunEvent) -> tuple[str, int, int]:
+    return event.run.job_id, event.run.run_number, event.sequence
 
 
 def _kind(message: pb.ConnectRequest | None) -> str:
@@ -214,7 +221,7 @@ def lose_all_but(connection: Connection, running: set[tuple[str, int]], now: int
     lost = []
     for run in rows.active_runs(connection):
         if (run.job_id, run.run_number) not in running:
-            reason = "its coordinator is gone: the agent restarted, or was replaced"
+            reason = "its coordinator is gone, or had not started yet: the connected agent does not run it"
             lose(connection, run.job_id, run.run_number, reason, now)
             lost.append(run.job_id)
     return lost

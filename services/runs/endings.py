@@ -24,9 +24,6 @@ _EVENTS: Final = {
     RunEnded.PAUSED: Event.RESTED,
 }
 
-# Ends from outside say nothing about the job: they count against the bound on time alone.
-_FROM_OUTSIDE: Final = re.compile(r"killed from outside|agent|out of the cluster|node gone|head")
-
 
 def end_run(connection: Connection, job: Row[Any], run: Row[Any], ended: RunEnded, now: int) -> None:
     """Takes a run's last word into the store, and its job where that leads."""
@@ -39,14 +36,15 @@ def end_run(connection: Connection, job: Row[Any], run: Row[Any], ended: RunEnde
     rows.change(connection, job.id, **changes)
     event = _EVENTS.get(ended.outcome, Event.LOSE)
     _close(connection, job, run, message, ended.reason, now)
-    _follow(connection, job, run, message, event, ended.reason, now)
+    _follow(connection, job, run, message, event, ended, now)
 
 
 def lose_run(connection: Connection, job: Row[Any], run: Row[Any], reason: str, now: int) -> None:
-    """A run that has no last word is lost."""
+    """A run that nobody runs and that has no last word is lost, by no fault of its own."""
     message = Run.FromString(run.message)
     _close(connection, job, run, message, reason, now)
-    _follow(connection, job, run, message, Event.LOSE, reason, now)
+    ended = RunEnded(outcome=RunEnded.LOST, reason=reason, cause=RunEnded.OUTSIDE)
+    _follow(connection, job, run, message, Event.LOSE, ended, now)
 
 
 def count_rows(message: Run, computed: Sequence[int]) -> None:
@@ -66,35 +64,36 @@ def _close(connection: Connection, job: Row[Any], run: Row[Any], message: Run, r
         rows.change(connection, job.id, replayed_rows=Progress.FromString(job.progress).replayed_rows)
 
 
-def _follow(connection: Connection, job: Row[Any], run: Row[Any], message: Run, event: Event, reason: str, now: int) -> None:
-    state, detail = State(job.state), reason
+def _follow(
+    connection: Connection, job: Row[Any], run: Row[Any], message: Run, event: Event, ended: RunEnded, now: int
+) -> None:
+    state, detail, own = State(job.state), ended.reason, ended.cause == RunEnded.OWN
     if state == State.CANCELLING:
         finished = event == Event.SUCCEED
         detail = f"cancelled; it had finished at step {message.last_step}" if finished else _cancelled(message)
     elif event == Event.SUCCEED:
         detail = ""
     elif event in (Event.STOPPED, Event.RESTED) and state != State.PAUSING:
-        event = Event.LOSE  # it ended as if asked, but nobody had asked
+        event, own = Event.LOSE, True  # it ended as if asked, but nobody had asked
     if state == State.PAUSING and event == Event.STOPPED:
         event = Event.RESTED
     if event == Event.LOSE and state in (State.STARTING, State.RUNNING, State.RECOVERING):
-        event, detail = _try_again(connection, job, message, reason, now)
+        event, detail = _try_again(connection, job, message, ended.reason, own, now)
     try:
         lifecycle.move(connection, job, event, now, detail, run.run_number)
     except InvalidTransition as error:
-        lifecycle.move(connection, job, Event.FAIL, now, f"{error}: {reason}", run.run_number)
+        lifecycle.move(connection, job, Event.FAIL, now, f"{error}: {ended.reason}", run.run_number)
 
 
-def _try_again(connection: Connection, job: Row[Any], message: Run, reason: str, now: int) -> tuple[Event, str]:
-    """A lost run is followed by a new one, unless the same cause has stopped the job again and again."""
+def _try_again(connection: Connection, job: Row[Any], message: Run, reason: str, own: bool, now: int) -> tuple[Event, str]:
+    """A lost run is followed by a new one, unless the same cause of its own has stopped the job again and again."""
     cause = re.sub(r"\d+", "#", reason)
     if message.last_step > message.start_step:
-        rows.change(connection, job.id, failure_cause=cause, failure_count=1, progress_time=now)
+        rows.change(connection, job.id, failure_cause=cause if own else "", failure_count=int(own), progress_time=now)
         return Event.LOSE, reason
-    counted = not _FROM_OUTSIDE.search(reason)
-    count = (job.failure_count + 1 if cause == job.failure_cause else 1) if counted else job.failure_count
-    rows.change(connection, job.id, failure_cause=cause if counted else job.failure_cause, failure_count=count)
-    if count >= limits.SAME_CAUSE_RUNS:
+    count = (job.failure_count + 1 if cause == job.failure_cause else 1) if own else job.failure_count
+    rows.change(connection, job.id, failure_cause=cause if own else job.failure_cause, failure_count=count)
+    if own and count >= limits.SAME_CAUSE_RUNS:
         return Event.FAIL, f"{reason} (so ended {count} runs, with no step between them)"
     waited = (now - job.progress_time) / SECOND
     if waited > limits.NO_PROGRESS_SECONDS:
