@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any, Final, final
 
 import grpc.aio
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_health.v1.health import aio as health_aio  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
 
+from lockstep.contract.errors import LockstepError
 from lockstep.internal.v1 import agent_service_pb2_grpc
 from lockstep.v1 import (
     cluster_service_pb2,
@@ -188,8 +190,10 @@ class ApiServer:
     async def _keep_house(self) -> None:
         while True:
             now = self.settings.clock()
-            with contextlib.suppress(Exception):
-                await self.store.run(lambda connection, now=now: request_rows.purge(connection, now))  # type: ignore[misc]
+            try:
+                await self.store.run(functools.partial(request_rows.purge, now=now))
+            except LockstepError as error:  # the store says so to everybody; this comes again in a minute
+                log.warning("housekeeping failed", reason=str(error))
             await asyncio.sleep(limits.HOUSEKEEPING_SECONDS)
 
     def _agent_changed(self) -> None:

@@ -23,11 +23,6 @@ def timestamp(micros: int) -> Timestamp:
     return Timestamp(seconds=micros // SECOND, nanos=micros % SECOND * 1000)
 
 
-def micros_of(message: Timestamp) -> int:
-    """The time of a message."""
-    return message.seconds * SECOND + message.nanos // 1000
-
-
 def for_people(micros: int) -> str:
     """ "2026-11-25 09:30:00 UTC"."""
     return datetime.fromtimestamp(micros / SECOND, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

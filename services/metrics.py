@@ -123,7 +123,7 @@ class CallMetrics:
     """Counts of calls; the one thing that is counted as it happens."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
         self.registry = CollectorRegistry()
         labels = ("method", "code")
         self._requests = Counter("lockstep_rpc_requests", "Calls by method and status code.", labels, registry=self.registry)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar, final
 
 import grpc
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from grpc_status import rpc_status  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from lockstep import __version__
 from lockstep.address import Address

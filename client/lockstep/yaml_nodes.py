@@ -73,7 +73,7 @@ class _Loader(yaml.SafeLoader):
         self._nodes = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs leave it untyped
         place = at(self._name, event.start_mark)
         if isinstance(event, yaml.AliasEvent):
             raise _refused(place, f"*{event.anchor} refers to another place; write the value itself")

@@ -114,7 +114,7 @@ def reports_errors(command: F) -> F:
             speak(f"lockstep-server: {error}")
             sys.exit(REFUSED)
 
-    return run  # type: ignore[return-value]
+    return run  # type: ignore[return-value]  # of the same signature, which wraps() does not say
 
 
 def run_until_signalled(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:

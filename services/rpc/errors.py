@@ -9,7 +9,7 @@ from typing import Final
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2 as details  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2 as details
 from google.rpc import status_pb2
 
 from lockstep.contract.errors import InternalError, UserError, Violation

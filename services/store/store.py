@@ -80,7 +80,7 @@ class Store:
             self._work.put_nowait(work)
         except queue.Full:
             raise UserError.of("", "", "the store has too much to do; try again in a second", "STORE_BUSY") from None
-        return await work.future  # type: ignore[no-any-return]
+        return await work.future  # type: ignore[no-any-return]  # the queue holds works of all results
 
     def close(self) -> None:
         """Commits what is waiting, closes the database and lets the folder go."""

@@ -138,7 +138,12 @@ def checkpoint(step: int, validation_loss: float | None = None) -> dict[str, Any
     return {"checkpoint": message}
 
 
-def ended(outcome: pb.RunEnded.Outcome.ValueType, reason: str = "", step: int = 0) -> dict[str, Any]:
+def ended(
+    outcome: pb.RunEnded.Outcome.ValueType,
+    reason: str = "",
+    step: int = 0,
+    cause: pb.RunEnded.Cause.ValueType = pb.RunEnded.CAUSE_UNSPECIFIED,
+) -> dict[str, Any]:
     """A run's last word."""
     result = Result(step=step, weights_sha256=f"{step:064x}") if outcome == pb.RunEnded.SUCCEEDED else None
-    return {"ended": pb.RunEnded(outcome=outcome, reason=reason, last_step=step, result=result)}
+    return {"ended": pb.RunEnded(outcome=outcome, reason=reason, last_step=step, result=result, cause=cause)}

@@ -205,7 +205,7 @@ async def test_the_same_cause_without_a_step_ends_the_job(api: Running) -> None:
         for run in range(1, limits.SAME_CAUSE_RUNS + 1):
             await agent.wish(job, run)
             await agent.say(job, run, **started())
-            await agent.say(job, run, **ended(Outcome.LOST, f"worker 1 ran out of memory at {run} MB"))
+            await agent.say(job, run, **ended(Outcome.LOST, f"agent {run}: out of memory", cause=Outcome.OWN))
     shown = await api.get(f"jobs/{job}")
     assert shown.state == S.FAILED and "so ended 3 runs" in shown.status_detail and len(shown.runs) == 3
 
@@ -218,7 +218,7 @@ async def test_progress_between_failures_starts_the_count_again(api: Running) ->
             await agent.wish(job, run)
             await agent.say(job, run, **started(step=run))
             await agent.say(job, run, **progress(run + 1))
-            await agent.say(job, run, **ended(Outcome.LOST, "worker 1 crashed", run + 1))
+            await agent.say(job, run, **ended(Outcome.LOST, "worker 1 crashed", run + 1, Outcome.OWN))
         assert (await agent.wish(job, 6)).order.furthest_step == 6
 
 
@@ -231,12 +231,57 @@ async def test_kills_from_outside_end_a_job_by_time_alone(tmp_path: Path) -> Non
             for run in range(1, 6):
                 await agent.wish(job, run)
                 await agent.say(job, run, **started())
-                await agent.say(job, run, **ended(Outcome.LOST, "the coordinator was killed from outside (SIGKILL)"))
+                await agent.say(job, run, **ended(Outcome.LOST, "worker 1 crashed", cause=Outcome.OUTSIDE))
             await agent.wish(job, 6)
             now[0] += int(limits.NO_PROGRESS_SECONDS + 1) * SECOND
-            await agent.say(job, 6, **ended(Outcome.LOST, "the coordinator was killed from outside (SIGKILL)"))
+            await agent.say(job, 6, **ended(Outcome.LOST, "worker 1 crashed", cause=Outcome.OUTSIDE))
         shown = await api.get(f"jobs/{job}")
         assert shown.state == S.FAILED and "no run came further for 60 minutes" in shown.status_detail
+
+
+async def test_kills_from_outside_do_not_count_with_a_cause_of_its_own(api: Running) -> None:
+    job = await submitted(api)
+    async with api.agent() as agent:
+        await agent.sync()
+        causes = [Outcome.OWN, Outcome.OWN, Outcome.OUTSIDE, Outcome.OUTSIDE, Outcome.OWN]
+        for run, cause in enumerate(causes, start=1):
+            assert (await api.get(f"jobs/{job}")).state != S.FAILED
+            await agent.wish(job, run)
+            await agent.say(job, run, **ended(Outcome.LOST, "worker 1 crashed", cause=cause))
+    shown = await api.get(f"jobs/{job}")
+    assert shown.state == S.FAILED and "so ended 3 runs" in shown.status_detail
+
+
+async def test_a_run_that_asks_itself_to_pause_again_and_again_ends_the_job(api: Running) -> None:
+    job = await submitted(api)
+    async with api.agent() as agent:
+        await agent.sync()
+        for run in range(1, limits.SAME_CAUSE_RUNS + 1):
+            await agent.wish(job, run)
+            await agent.say(job, run, **ended(Outcome.PAUSED, "paused"))
+    assert (await api.get(f"jobs/{job}")).state == S.FAILED
+
+
+async def test_gaps_are_remembered_up_to_a_bound_and_forgotten_once_they_are_passed(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "AGENT_GAPS", 2)
+    job = await submitted(api)
+    run = pb.RunKey(job_id=job, run_number=1)
+    desk = api.server.agent_desk
+    async with api.agent(agent_id="a1") as agent:
+        await agent.sync()
+        await agent.wish(job)
+        await agent.say(job, 1, **started())
+    for sequence in (9, 7, 5, 3):
+        async with api.agent(agent_id="a1") as agent:
+            event = pb.RunEvent(run=run, sequence=sequence, **points(sequence, loss=1.0))
+            await agent._call.write(pb.ConnectRequest(run_event=event))
+            await agent.until(lambda agent=agent: agent.ended)
+    assert list(desk._gaps) == [(job, 1, 5), (job, 1, 3)]
+    async with api.agent(agent_id="a1") as agent:
+        await agent.say(job, 1, sequence=3, **points(3, loss=1.0))
+        assert list(desk._gaps) == [(job, 1, 5)]
 
 
 async def test_recovering_keeps_its_slots_and_counters_never_go_backwards(api: Running) -> None:

@@ -18,6 +18,8 @@ from click.testing import CliRunner
 
 from lockstep.contract.errors import UserError
 from services.addresses import Address
+from services.cluster import write_secret
+from services.commands.settings import kept_token
 from services.processes.owners import bind, owner_of_port
 from services.server import COMMANDS, main
 
@@ -104,6 +106,39 @@ def test_an_api_server_alone_is_ready_healthy_and_leaves_nothing(tmp_path: Path)
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 0
         assert token_file.exists() is False and json.loads(process.stderr.readline())["event"] == "listening"
+
+
+def test_a_data_folder_that_cannot_be_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for command in ("up", "api"):
+        for path in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none")):
+            done = CliRunner().invoke(main, [command, "--data", str(path)])
+            assert done.exit_code == 2 and f"--data: got {path}; it cannot be made a folder" in done.stderr
+
+
+def test_the_token_of_a_data_folder_outlives_a_restart(tmp_path: Path) -> None:
+    token = kept_token(tmp_path)
+    assert len(token) >= 32 and kept_token(tmp_path) == token != kept_token(tmp_path / "other")
+    assert (tmp_path / "store" / "client_token").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_guard_removes_its_own_and_not_what_a_successor_put_there(tmp_path: Path, replaced: bool) -> None:
+    secret, started = tmp_path / "secret", tmp_path / "started"
+    write_secret(secret, "first")
+    script = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(600)"
+    order = {"command": [sys.executable, "-c", script], "grace_s": 1, "remove": [str(secret)]}
+    guard = subprocess.Popen([sys.executable, "-m", "services.processes.guard"], stdin=subprocess.PIPE)
+    with guard:
+        assert guard.stdin is not None
+        guard.stdin.write(json.dumps(order).encode() + b"\n")
+        guard.stdin.flush()
+        until(started.exists)
+        if replaced:
+            write_secret(secret, "first")  # the same words, another file
+        guard.stdin.close()
+        guard.wait(DEADLINE_S)
+    assert secret.exists() is replaced
 
 
 FAMILY = """

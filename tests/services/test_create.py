@@ -8,8 +8,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from grpc_status import rpc_status  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from lockstep.internal.v1 import agent_service_pb2 as pb2
 from lockstep.v1 import training_job_service_pb2 as pb

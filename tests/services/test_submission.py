@@ -24,6 +24,12 @@ def refused(job: JobSpec, version: Version | None = VERSION, known: tuple[str, .
     return {violation.place: str(violation) for violation in caught.value.violations}
 
 
+def test_an_unknown_version_of_a_known_dataset_is_told_from_an_unknown_dataset() -> None:
+    versions = refused(spec(dataset="datasets/digits@deadbeef"), None)
+    assert versions["dataset"].endswith("the dataset has no such version; `lockstep dataset show digits` lists them")
+    assert "there is no such dataset; registered: datasets/digits" in refused(spec(dataset="datasets/digit"), None)["dataset"]
+
+
 def test_defaults_are_filled_in_once() -> None:
     job = prepare(spec(training={"epochs": 20, "batch_size": 128}, workers={}), VERSION).spec
     assert (job.training.seed, job.training.shards, job.workers.min, job.workers.max) == (0, 4, 1, 1)

@@ -12,9 +12,7 @@ from worker.collective.layout import ExchangeLayout
 from worker.collective.shared_memory import F32, F64, REPORT_FLOATS
 from worker.collective.sums import Addition, ScalarSum, ScratchBlocks, VectorSum
 from worker.collective.tree import Subtree
-
-# Floats of a block of sums and update: it stays in the second-level cache, and the calls cost little beside it.
-BLOCK = 65536
+from worker.nn.shapes import BLOCK_FLOATS
 
 
 @final
@@ -95,7 +93,7 @@ class StepPlan:
             self._reports[carrier] = report
             self.gradients_in.append((carrier, _parts(report, *received)))
         self._total = ScalarSum((0, layout.shards), places)
-        self.blocks = [self._block(vectors, (first, end), at) for at in range(first, end, BLOCK)]
+        self.blocks = [self._block(vectors, (first, end), at) for at in range(first, end, BLOCK_FLOATS)]
         self.gradients_out = [self._sums_for(owner) for owner in layout.carried(rank)]
         own = _parts(memory.parameters[first:end])
         self.parameters_out = [(carrier, own) for carrier in layout.carriers(rank) if own]
@@ -115,7 +113,7 @@ class StepPlan:
             report[1 + 2 * index], report[2 + 2 * index] = sums.of(reports)
 
     def _block(self, vectors: Mapping[Subtree, F32], chunk: tuple[int, int], at: int) -> Block:
-        end = min(at + BLOCK, chunk[1])
+        end = min(at + BLOCK_FLOATS, chunk[1])
         inner = slice(at - chunk[0], end - chunk[0])
         pieces = {subtree: vector[inner] for subtree, vector in vectors.items()}
         sums = VectorSum((0, self._layout.shards), pieces, self._scratch)
@@ -133,8 +131,8 @@ class StepPlan:
                 vectors.append(self._memory.gradients[member][index, first:end])
                 continue
             target = np.zeros(end - first, np.float32)
-            for at in range(first, end, BLOCK):
-                to = min(at + BLOCK, end)
+            for at in range(first, end, BLOCK_FLOATS):
+                to = min(at + BLOCK_FLOATS, end)
                 pieces = {s: self._memory.gradients[member][index, at:to] for s, (member, index) in self._local.items()}
                 additions += VectorSum(subtree, pieces, self._scratch, target[at - first : to - first]).additions
             vectors.append(target)

@@ -17,9 +17,10 @@ from worker.collective.barrier import Barrier
 from worker.collective.layout import ExchangeLayout
 from worker.collective.links import Links, Message
 from worker.collective.peers import Deadlines
-from worker.collective.plan import BLOCK, NodeMemory, StepPlan, StepSums
+from worker.collective.plan import NodeMemory, StepPlan, StepSums
 from worker.collective.shared_memory import F32
 from worker.collective.sums import ScratchBlocks
+from worker.nn.shapes import BLOCK_FLOATS
 
 
 class Update(Protocol):
@@ -45,7 +46,7 @@ class Reduction:
     ) -> None:
         self._layout, self._rank, self._memory = layout, rank, memory
         self._barrier, self._links, self._update, self._deadlines = barrier, links, update, deadlines
-        self._scratch = ScratchBlocks(BLOCK)
+        self._scratch = ScratchBlocks(BLOCK_FLOATS)
         self._report = memory.reports[rank]
         self._denominator = np.ones((), np.float32)
         self._plans: dict[int, StepPlan] = {}

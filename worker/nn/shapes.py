@@ -15,7 +15,7 @@ from worker.specs import Architecture, DenseRecord, FlattenRecord, LossRecord, R
 # Vectors and the tensors in them begin at multiples of so many floats: 64 bytes.
 ALIGNMENT_FLOATS = 16
 
-# Gradient stacks are combined in pieces of about so many floats, which stay in cache.
+# Sums and updates run over blocks of so many floats: they stay in the second-level cache, and the calls cost little beside.
 BLOCK_FLOATS = 65536
 
 # What a worker's process holds before it has a model: Python, NumPy and the stubs.

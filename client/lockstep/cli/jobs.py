@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import click
@@ -9,6 +10,7 @@ import click
 from lockstep.cli.conventions import INTERRUPTED, NOT_SUCCEEDED, NUMBER, Seconds, Target, as_json
 from lockstep.cli.job_lines import WAIT_STATES, State, result_words, state_line
 from lockstep.cli.output import json_line, result, talk
+from lockstep.contract.errors import UserError
 from lockstep.names import job_name, short
 from lockstep.v1 import training_job_pb2
 
@@ -20,15 +22,14 @@ def follow(client: Client, name: str, as_json: bool, *, finished: bool, after_nu
     """Shows a job's events to its end, then the job; leaves with an exit code unless the job succeeded."""
     from lockstep.cli.progress import observer
 
+    seen = training_job_pb2.StateChange()
     try:
-        if as_json:
+        with nullcontext(json_line) if as_json else observer(name) as show:
             for event in client.watch(name, after_number=after_number):
-                json_line(event)
-        else:
-            with observer(name) as show:
-                for event in client.watch(name, after_number=after_number):
-                    show(event)
-        job = client.get(name)
+                if event.HasField("state_change"):
+                    seen = event.state_change
+                show(event)
+        job = _finished(client, name, seen)
     except KeyboardInterrupt:
         talk(f"\nno longer watching; the job goes on. Come back with: lockstep watch {short(name)}")
         raise click.exceptions.Exit(INTERRUPTED) from None
@@ -39,6 +40,17 @@ def follow(client: Client, name: str, as_json: bool, *, finished: bool, after_nu
         _farewell(job)
     if job.state != State.SUCCEEDED:
         raise click.exceptions.Exit(NOT_SUCCEEDED)
+
+
+def _finished(client: Client, name: str, seen: training_job_pb2.StateChange) -> training_job_pb2.TrainingJob:
+    """The job; where it was deleted as soon as it had ended, what its events said of the end."""
+    try:
+        return client.get(name)
+    except UserError:
+        if seen.state not in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
+            raise
+        talk(f"{name} was deleted after its end")
+        return training_job_pb2.TrainingJob(name=name, state=seen.state, status_detail=seen.detail)
 
 
 def _farewell(job: training_job_pb2.TrainingJob) -> None:

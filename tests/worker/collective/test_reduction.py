@@ -20,7 +20,7 @@ from worker.collective.plan import NodeMemory, StepSums
 from worker.collective.reduce import Reduction, Update
 from worker.collective.shared_memory import F32, REPORT_FLOATS
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0  # threads of one interpreter take turns, and the machine may be busy
 
 
 @pytest.fixture(autouse=True)

@@ -445,7 +445,7 @@ class RunEvent(_message.Message):
 
     @_builtins.property
     def recovering(self) -> Global___RunRecovering:
-        """The group failed and is being mended."""
+        """Its steps stand still: a group is being mended, or something is waited for."""
 
     @_builtins.property
     def ended(self) -> Global___RunEnded:
@@ -539,13 +539,13 @@ Global___RunProgress: _TypeAlias = RunProgress  # noqa: Y015
 
 @_typing.final
 class RunRecovering(_message.Message):
-    """The group failed and is being mended."""
+    """The run goes on, but its steps stand still: its group failed and is being mended, or it waits for nodes that fit or for space."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Who, at which step, why."""
+    """Why: who, at which step, or what is waited for; with the remedy."""
     def __init__(
         self,
         *,
@@ -600,17 +600,51 @@ class RunEnded(_message.Message):
     PAUSED: RunEnded.Outcome.ValueType  # 5
     """Ended as asked, by a pause; a checkpoint was written."""
 
+    class _Cause:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RunEnded._Cause.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CAUSE_UNSPECIFIED: RunEnded._Cause.ValueType  # 0
+        """The run was not lost."""
+        OUTSIDE: RunEnded._Cause.ValueType  # 1
+        """Killed from outside, or a node, the head or the agent is gone: it says nothing about the job. Counts against the bound on
+        time without progress alone.
+        """
+        OWN: RunEnded._Cause.ValueType  # 2
+        """An exception, a signal of its own, out of memory, an answer that did not come: a new run may meet it again. Again and
+        again with no step between, it ends the job.
+        """
+
+    class Cause(_Cause, metaclass=_CauseEnumTypeWrapper):
+        """Where the cause of a lost run lies."""
+
+    CAUSE_UNSPECIFIED: RunEnded.Cause.ValueType  # 0
+    """The run was not lost."""
+    OUTSIDE: RunEnded.Cause.ValueType  # 1
+    """Killed from outside, or a node, the head or the agent is gone: it says nothing about the job. Counts against the bound on
+    time without progress alone.
+    """
+    OWN: RunEnded.Cause.ValueType  # 2
+    """An exception, a signal of its own, out of memory, an answer that did not come: a new run may meet it again. Again and
+    again with no step between, it ends the job.
+    """
+
     OUTCOME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     LAST_STEP_FIELD_NUMBER: _builtins.int
     COMPUTED_ROWS_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
     outcome: Global___RunEnded.Outcome.ValueType
     """How."""
     reason: _builtins.str
     """Why, in one sentence: who, step, cause, remedy."""
     last_step: _builtins.int
     """The last applied step."""
+    cause: Global___RunEnded.Cause.ValueType
+    """Where the cause lies; set with LOST."""
     @_builtins.property
     def result(self) -> _training_job_pb2.Result:
         """The result; set when a checkpoint exists."""
@@ -627,10 +661,11 @@ class RunEnded(_message.Message):
         result: _training_job_pb2.Result | None = ...,
         last_step: _builtins.int = ...,
         computed_rows: _abc.Iterable[_builtins.int] | None = ...,
+        cause: Global___RunEnded.Cause.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_rows", b"computed_rows", "last_step", b"last_step", "outcome", b"outcome", "reason", b"reason", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "computed_rows", b"computed_rows", "last_step", b"last_step", "outcome", b"outcome", "reason", b"reason", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
