@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from lockstep.contract.arithmetic import ARITHMETIC_VERSION
 from lockstep.v1.training_job_pb2 import Progress
 from services import VERSION
+from services.clock import SECOND
 from services.jobs.transitions import State
 from services.store import jobs as rows
 
@@ -44,6 +45,7 @@ class LiveJob:
     progress: Progress | None
     applied_rows: int
     replayed_rows: int
+    update_time: int
 
 
 @final
@@ -67,7 +69,8 @@ def read_jobs(connection: Connection) -> tuple[list[LiveJob], dict[str, int]]:
             continue  # a queue of thousands is one number
         progress = Progress.FromString(job.progress) if job.progress is not None else None
         replayed = progress.replayed_rows if progress is not None else job.replayed_rows
-        live.append(LiveJob(job.id, job.state, progress, job.applied_rows, max(replayed, job.replayed_rows)))
+        heard = LiveJob(job.id, job.state, progress, job.applied_rows, max(replayed, job.replayed_rows), job.update_time)
+        live.append(heard)
     return live, rows.counts(connection)
 
 
@@ -100,12 +103,18 @@ class Families(Collector):
         replayed = CounterMetricFamily(
             "lockstep_job_replayed_rows", "Rows that were computed again after failures.", labels=["training_job"]
         )
+        heard = GaugeMetricFamily(
+            "lockstep_job_update_timestamp_seconds",
+            "When anything was last heard of a live job; long ago, though it is RUNNING, means that its coordinator hangs.",
+            labels=["training_job"],
+        )
         for job in self._snapshot.jobs:
+            heard.add_metric([job.job_id], job.update_time / SECOND)
             for state in State:
                 states.add_metric([job.job_id, state], float(state == job.state))
             applied.add_metric([job.job_id], job.applied_rows)
             replayed.add_metric([job.job_id], job.replayed_rows)
-        yield from (states, applied, replayed)
+        yield from (states, applied, replayed, heard)
         for name, text, field in GAUGES:
             family = GaugeMetricFamily(name, text, labels=["training_job"])
             for job in self._snapshot.jobs:

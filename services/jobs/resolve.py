@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from lockstep.contract.arithmetic import default_shards
+from lockstep.contract.arithmetic import default_shards, point_interval
 from lockstep.contract.rules import rules_of
 from lockstep.v1.job_spec_pb2 import JobSpec
 from worker.specs import Architecture, DenseRecord
@@ -57,9 +57,9 @@ def fill_initializers(spec: JobSpec, architecture: Architecture) -> None:
 
 
 def fill_evaluation(spec: JobSpec, steps_per_epoch: int) -> None:
-    """Evaluates at every epoch's end unless told otherwise."""
+    """Evaluates at every epoch's end unless told otherwise; in a job of many epochs at so many that a curve holds them all."""
     if not spec.evaluation.HasField("every_steps"):
-        spec.evaluation.every_steps = steps_per_epoch
+        spec.evaluation.every_steps = steps_per_epoch * point_interval(spec.training.epochs)
 
 
 def _fill_written(message: Message) -> None:

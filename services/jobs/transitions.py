@@ -85,7 +85,11 @@ class InvalidTransition(Exception):
         super().__init__(state, event)
 
     def __str__(self) -> str:
-        return f"a job that is {self.state} cannot {self.event}"
+        return f"a job that is {self.state} cannot {_ASKED.get(self.event, self.event)}"
+
+
+# How people are told that what they asked for cannot be.
+_ASKED: Final = {Event.CANCEL: "be cancelled", Event.PAUSE: "be paused", Event.RESUME: "be resumed"}
 
 
 def next_state(state: State, event: Event) -> State:

@@ -74,10 +74,11 @@ async def test_series_of_a_job_live_as_long_as_it_does(api: Running) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_are_told(value: float) -> None:
-    job = LiveJob("a", "RUNNING", Progress(step=1, loss=value, samples_per_second=value), 0, 0)
+    job = LiveJob("a", "RUNNING", Progress(step=1, loss=value, samples_per_second=value), 0, 0, 1_500_000)
     found = series(exposition(Snapshot([job], {}, 1, 1, True, 0), CallMetrics()))
     told = found["lockstep_job_loss", (("training_job", "a"),)]
     assert told == value or (math.isnan(told) and math.isnan(value))
+    assert found["lockstep_job_update_timestamp_seconds", (("training_job", "a"),)] == 1.5
 
 
 async def test_health_and_what_is_not_there(api: Running) -> None:
@@ -122,6 +123,6 @@ async def test_other_machines_need_a_token(api: Running, monkeypatch: pytest.Mon
 
 
 def test_no_label_holds_a_path_or_a_token() -> None:
-    job = LiveJob("a", "RUNNING", Progress(step=1), 0, 0)
+    job = LiveJob("a", "RUNNING", Progress(step=1), 0, 0, 1_500_000)
     text = exposition(Snapshot([job], {}, 1, 1, True, 0), CallMetrics()).decode()
     assert "/" not in "".join(line for line in text.splitlines() if not line.startswith("#"))

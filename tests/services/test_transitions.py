@@ -34,5 +34,10 @@ def test_all_else_is_refused() -> None:
     refused = [(state, event) for state in State for event in Event if (state, event) not in NEXT]
     assert (State.QUEUED, Event.START) in refused
     for state, event in refused:
-        with pytest.raises(InvalidTransition, match=f"{state} cannot {event}"):
+        with pytest.raises(InvalidTransition, match=f"a job that is {state} cannot ") as caught:
             next_state(state, event)
+        assert (caught.value.state, caught.value.event) == (state, event)
+
+
+def test_what_people_asked_for_is_said_in_their_words() -> None:
+    assert str(InvalidTransition(State.FAILED, Event.CANCEL)) == "a job that is FAILED cannot be cancelled"

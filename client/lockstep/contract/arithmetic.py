@@ -7,6 +7,9 @@ from fractions import Fraction
 # Rises whenever the weights of a recorded job would change.
 ARITHMETIC_VERSION = 1
 
+# Most points of a curve.
+CURVE_POINTS = 2000
+
 # Rows of a block in evaluation and prediction.
 EVALUATION_BLOCK_ROWS = 256
 
@@ -39,6 +42,6 @@ def validation_count(rows: int, fraction: float) -> int:
     return doubled.numerator // (2 * doubled.denominator)
 
 
-def point_interval(total_steps: int) -> int:
-    """Steps between two points of the training curve: at most 2,000 points a job, fixed at submission."""
-    return max(1, -(-total_steps // 2000))
+def point_interval(total: int) -> int:
+    """Steps (or evaluations) between two points of a curve out of `total`: at most 2,000 points a job and name."""
+    return max(1, -(-total // CURVE_POINTS))

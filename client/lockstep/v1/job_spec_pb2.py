@@ -27,7 +27,7 @@ from lockstep.v1 import optimization_pb2 as lockstep_dot_v1_dot_optimization__pb
 from lockstep.v1 import rules_pb2 as lockstep_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1alockstep/v1/job_spec.proto\x12\x0blockstep.v1\x1a\x17lockstep/v1/model.proto\x1a\x1elockstep/v1/optimization.proto\x1a\x17lockstep/v1/rules.proto\"\xf5\x06\n\x07JobSpec\x12\x38\n\x04name\x18\x01 \x01(\tB*\x92\xdb\x18&B\x1f[a-z]([a-z0-9-]{0,38}[a-z0-9])?b\x03job\x12:\n\x06labels\x18\x02 \x03(\x0b\x32 .lockstep.v1.JobSpec.LabelsEntryB\x08\x92\xdb\x18\x04H?X@\x12S\n\x07\x64\x61taset\x18\x03 \x01(\tBB\x92\xdb\x18>\x08\x01\x42:datasets/[a-z]([a-z0-9-]{0,61}[a-z0-9])?(@[0-9a-f]{8,64})?\x12;\n\x13validation_fraction\x18\x04 \x01(\x01\x42\x19\x92\xdb\x18\x15)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?b\x01\x30H\x00\x88\x01\x01\x12@\n\rpreprocessing\x18\x05 \x01(\x0b\x32\x1a.lockstep.v1.PreprocessingB\r\x92\xdb\x18\tb\x07nothing\x12-\n\x05model\x18\x06 \x01(\x0b\x32\x16.lockstep.v1.ModelSpecB\x06\x92\xdb\x18\x02\x08\x01\x12\'\n\x04loss\x18\x07 \x01(\x0b\x32\x11.lockstep.v1.LossB\x06\x92\xdb\x18\x02\x08\x01\x12\x31\n\toptimizer\x18\x08 \x01(\x0b\x32\x16.lockstep.v1.OptimizerB\x06\x92\xdb\x18\x02\x08\x01\x12/\n\x08training\x18\t \x01(\x0b\x32\x15.lockstep.v1.TrainingB\x06\x92\xdb\x18\x02\x08\x01\x12\x39\n\x07workers\x18\n \x01(\x0b\x32\x14.lockstep.v1.WorkersB\x12\x92\xdb\x18\x0e\x62\x0cmin 1, max 1\x12[\n\x0b\x63heckpoints\x18\x0b \x01(\x0b\x32\x18.lockstep.v1.CheckpointsB,\x92\xdb\x18(b&every epoch\'s end, at least 10 s apart\x12G\n\nevaluation\x18\x0c \x01(\x0b\x32\x17.lockstep.v1.EvaluationB\x1a\x92\xdb\x18\x16\x62\x14\x61t every epoch\'s end\x12<\n\nnon_finite\x18\r \x01(\x0e\x32\x1c.lockstep.v1.NonFinitePolicyB\n\x92\xdb\x18\x06\x62\x04\x46\x41IL\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x16\n\x14_validation_fraction\"H\n\rPreprocessing\x12\x37\n\x0bstandardize\x18\x01 \x01(\x0b\x32\x18.lockstep.v1.StandardizeB\x08\x92\xdb\x18\x04\x62\x02no\"\r\n\x0bStandardize\"\xd0\x02\n\x08Training\x12\x30\n\x06\x65pochs\x18\x01 \x01(\rB \x92\xdb\x18\x1c\x08\x01)\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x80\x84.Aj\x06\x65pochs\x12\x32\n\nbatch_size\x18\x02 \x01(\rB\x1e\x92\xdb\x18\x1a\x08\x01)\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00\x30\x41j\x04rows\x12\x1a\n\x04seed\x18\x03 \x01(\x04\x42\x07\x92\xdb\x18\x03\x62\x01\x30H\x00\x88\x01\x01\x12s\n\x06shards\x18\x04 \x01(\rB^\x92\xdb\x18Z)\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00P@bFmin(8, the largest power of two not above batch_size / 32), at least 1H\x01\x88\x01\x01\x12\x39\n\narithmetic\x18\x05 \x01(\x0e\x32\x17.lockstep.v1.ArithmeticB\x0c\x92\xdb\x18\x08\x62\x06NATIVEB\x07\n\x05_seedB\t\n\x07_shards\"\x87\x01\n\x07Workers\x12\x34\n\x03min\x18\x01 \x01(\rB\"\x92\xdb\x18\x1e)\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00P@b\x01\x31j\x07workersH\x00\x88\x01\x01\x12\x36\n\x03max\x18\x02 \x01(\rB$\x92\xdb\x18 )\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00P@b\x03minj\x07workersH\x01\x88\x01\x01\x42\x06\n\x04_minB\x06\n\x04_max\"\x84\x01\n\x0b\x43heckpoints\x12.\n\x0b\x65very_steps\x18\x01 \x01(\x04\x42\x14\x92\xdb\x18\x10)\x00\x00\x00\x00\x00\x00\xf0?j\x05stepsH\x00\x88\x01\x01\x12,\n\x04keep\x18\x02 \x01(\rB\x19\x92\xdb\x18\x15)\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00Y@b\x01\x33H\x01\x88\x01\x01\x42\x0e\n\x0c_every_stepsB\x07\n\x05_keep\"_\n\nEvaluation\x12\x41\n\x0b\x65very_steps\x18\x01 \x01(\x04\x42\'\x92\xdb\x18#)\x00\x00\x00\x00\x00\x00\xf0?b\x11one epoch\'s stepsj\x05stepsH\x00\x88\x01\x01\x42\x0e\n\x0c_every_steps*B\n\nArithmetic\x12\x1a\n\x16\x41RITHMETIC_UNSPECIFIED\x10\x00\x12\n\n\x06NATIVE\x10\x01\x12\x0c\n\x08PORTABLE\x10\x02*M\n\x0fNonFinitePolicy\x12!\n\x1dNON_FINITE_POLICY_UNSPECIFIED\x10\x00\x12\x08\n\x04\x46\x41IL\x10\x01\x12\r\n\tSKIP_STEP\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1alockstep/v1/job_spec.proto\x12\x0blockstep.v1\x1a\x17lockstep/v1/model.proto\x1a\x1elockstep/v1/optimization.proto\x1a\x17lockstep/v1/rules.proto\"\x8a\x07\n\x07JobSpec\x12\x38\n\x04name\x18\x01 \x01(\tB*\x92\xdb\x18&B\x1f[a-z]([a-z0-9-]{0,38}[a-z0-9])?b\x03job\x12:\n\x06labels\x18\x02 \x03(\x0b\x32 .lockstep.v1.JobSpec.LabelsEntryB\x08\x92\xdb\x18\x04H?X@\x12S\n\x07\x64\x61taset\x18\x03 \x01(\tBB\x92\xdb\x18>\x08\x01\x42:datasets/[a-z]([a-z0-9-]{0,61}[a-z0-9])?(@[0-9a-f]{8,64})?\x12;\n\x13validation_fraction\x18\x04 \x01(\x01\x42\x19\x92\xdb\x18\x15)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?b\x01\x30H\x00\x88\x01\x01\x12@\n\rpreprocessing\x18\x05 \x01(\x0b\x32\x1a.lockstep.v1.PreprocessingB\r\x92\xdb\x18\tb\x07nothing\x12-\n\x05model\x18\x06 \x01(\x0b\x32\x16.lockstep.v1.ModelSpecB\x06\x92\xdb\x18\x02\x08\x01\x12\'\n\x04loss\x18\x07 \x01(\x0b\x32\x11.lockstep.v1.LossB\x06\x92\xdb\x18\x02\x08\x01\x12\x31\n\toptimizer\x18\x08 \x01(\x0b\x32\x16.lockstep.v1.OptimizerB\x06\x92\xdb\x18\x02\x08\x01\x12/\n\x08training\x18\t \x01(\x0b\x32\x15.lockstep.v1.TrainingB\x06\x92\xdb\x18\x02\x08\x01\x12\x39\n\x07workers\x18\n \x01(\x0b\x32\x14.lockstep.v1.WorkersB\x12\x92\xdb\x18\x0e\x62\x0cmin 1, max 1\x12[\n\x0b\x63heckpoints\x18\x0b \x01(\x0b\x32\x18.lockstep.v1.CheckpointsB,\x92\xdb\x18(b&every epoch\'s end, at least 10 s apart\x12\\\n\nevaluation\x18\x0c \x01(\x0b\x32\x17.lockstep.v1.EvaluationB/\x92\xdb\x18+b)at every epoch\'s end, at most 2,000 times\x12<\n\nnon_finite\x18\r \x01(\x0e\x32\x1c.lockstep.v1.NonFinitePolicyB\n\x92\xdb\x18\x06\x62\x04\x46\x41IL\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x16\n\x14_validation_fraction\"H\n\rPreprocessing\x12\x37\n\x0bstandardize\x18\x01 \x01(\x0b\x32\x18.lockstep.v1.StandardizeB\x08\x92\xdb\x18\x04\x62\x02no\"\r\n\x0bStandardize\"\xd0\x02\n\x08Training\x12\x30\n\x06\x65pochs\x18\x01 \x01(\rB \x92\xdb\x18\x1c\x08\x01)\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x80\x84.Aj\x06\x65pochs\x12\x32\n\nbatch_size\x18\x02 \x01(\rB\x1e\x92\xdb\x18\x1a\x08\x01)\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00\x30\x41j\x04rows\x12\x1a\n\x04seed\x18\x03 \x01(\x04\x42\x07\x92\xdb\x18\x03\x62\x01\x30H\x00\x88\x01\x01\x12s\n\x06shards\x18\x04 \x01(\rB^\x92\xdb\x18Z)\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00P@bFmin(8, the largest power of two not above batch_size / 32), at least 1H\x01\x88\x01\x01\x12\x39\n\narithmetic\x18\x05 \x01(\x0e\x32\x17.lockstep.v1.ArithmeticB\x0c\x92\xdb\x18\x08\x62\x06NATIVEB\x07\n\x05_seedB\t\n\x07_shards\"\x87\x01\n\x07Workers\x12\x34\n\x03min\x18\x01 \x01(\rB\"\x92\xdb\x18\x1e)\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00P@b\x01\x31j\x07workersH\x00\x88\x01\x01\x12\x36\n\x03max\x18\x02 \x01(\rB$\x92\xdb\x18 )\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00P@b\x03minj\x07workersH\x01\x88\x01\x01\x42\x06\n\x04_minB\x06\n\x04_max\"\x84\x01\n\x0b\x43heckpoints\x12.\n\x0b\x65very_steps\x18\x01 \x01(\x04\x42\x14\x92\xdb\x18\x10)\x00\x00\x00\x00\x00\x00\xf0?j\x05stepsH\x00\x88\x01\x01\x12,\n\x04keep\x18\x02 \x01(\rB\x19\x92\xdb\x18\x15)\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00Y@b\x01\x33H\x01\x88\x01\x01\x42\x0e\n\x0c_every_stepsB\x07\n\x05_keep\"\x88\x01\n\nEvaluation\x12j\n\x0b\x65very_steps\x18\x01 \x01(\x04\x42P\x92\xdb\x18L)\x00\x00\x00\x00\x00\x00\xf0?b:the steps of one epoch, of more where there are over 2,000j\x05stepsH\x00\x88\x01\x01\x42\x0e\n\x0c_every_steps*B\n\nArithmetic\x12\x1a\n\x16\x41RITHMETIC_UNSPECIFIED\x10\x00\x12\n\n\x06NATIVE\x10\x01\x12\x0c\n\x08PORTABLE\x10\x02*M\n\x0fNonFinitePolicy\x12!\n\x1dNON_FINITE_POLICY_UNSPECIFIED\x10\x00\x12\x08\n\x04\x46\x41IL\x10\x01\x12\r\n\tSKIP_STEP\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,7 +59,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBSPEC'].fields_by_name['checkpoints']._loaded_options = None
   _globals['_JOBSPEC'].fields_by_name['checkpoints']._serialized_options = b'\222\333\030(b&every epoch\'s end, at least 10 s apart'
   _globals['_JOBSPEC'].fields_by_name['evaluation']._loaded_options = None
-  _globals['_JOBSPEC'].fields_by_name['evaluation']._serialized_options = b'\222\333\030\026b\024at every epoch\'s end'
+  _globals['_JOBSPEC'].fields_by_name['evaluation']._serialized_options = b'\222\333\030+b)at every epoch\'s end, at most 2,000 times'
   _globals['_JOBSPEC'].fields_by_name['non_finite']._loaded_options = None
   _globals['_JOBSPEC'].fields_by_name['non_finite']._serialized_options = b'\222\333\030\006b\004FAIL'
   _globals['_PREPROCESSING'].fields_by_name['standardize']._loaded_options = None
@@ -83,25 +83,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKPOINTS'].fields_by_name['keep']._loaded_options = None
   _globals['_CHECKPOINTS'].fields_by_name['keep']._serialized_options = b'\222\333\030\025)\000\000\000\000\000\000\360?9\000\000\000\000\000\000Y@b\0013'
   _globals['_EVALUATION'].fields_by_name['every_steps']._loaded_options = None
-  _globals['_EVALUATION'].fields_by_name['every_steps']._serialized_options = b'\222\333\030#)\000\000\000\000\000\000\360?b\021one epoch\'s stepsj\005steps'
-  _globals['_ARITHMETIC']._serialized_start=1811
-  _globals['_ARITHMETIC']._serialized_end=1877
-  _globals['_NONFINITEPOLICY']._serialized_start=1879
-  _globals['_NONFINITEPOLICY']._serialized_end=1956
+  _globals['_EVALUATION'].fields_by_name['every_steps']._serialized_options = b'\222\333\030L)\000\000\000\000\000\000\360?b:the steps of one epoch, of more where there are over 2,000j\005steps'
+  _globals['_ARITHMETIC']._serialized_start=1874
+  _globals['_ARITHMETIC']._serialized_end=1940
+  _globals['_NONFINITEPOLICY']._serialized_start=1942
+  _globals['_NONFINITEPOLICY']._serialized_end=2019
   _globals['_JOBSPEC']._serialized_start=126
-  _globals['_JOBSPEC']._serialized_end=1011
-  _globals['_JOBSPEC_LABELSENTRY']._serialized_start=942
-  _globals['_JOBSPEC_LABELSENTRY']._serialized_end=987
-  _globals['_PREPROCESSING']._serialized_start=1013
-  _globals['_PREPROCESSING']._serialized_end=1085
-  _globals['_STANDARDIZE']._serialized_start=1087
-  _globals['_STANDARDIZE']._serialized_end=1100
-  _globals['_TRAINING']._serialized_start=1103
-  _globals['_TRAINING']._serialized_end=1439
-  _globals['_WORKERS']._serialized_start=1442
-  _globals['_WORKERS']._serialized_end=1577
-  _globals['_CHECKPOINTS']._serialized_start=1580
-  _globals['_CHECKPOINTS']._serialized_end=1712
-  _globals['_EVALUATION']._serialized_start=1714
-  _globals['_EVALUATION']._serialized_end=1809
+  _globals['_JOBSPEC']._serialized_end=1032
+  _globals['_JOBSPEC_LABELSENTRY']._serialized_start=963
+  _globals['_JOBSPEC_LABELSENTRY']._serialized_end=1008
+  _globals['_PREPROCESSING']._serialized_start=1034
+  _globals['_PREPROCESSING']._serialized_end=1106
+  _globals['_STANDARDIZE']._serialized_start=1108
+  _globals['_STANDARDIZE']._serialized_end=1121
+  _globals['_TRAINING']._serialized_start=1124
+  _globals['_TRAINING']._serialized_end=1460
+  _globals['_WORKERS']._serialized_start=1463
+  _globals['_WORKERS']._serialized_end=1598
+  _globals['_CHECKPOINTS']._serialized_start=1601
+  _globals['_CHECKPOINTS']._serialized_end=1733
+  _globals['_EVALUATION']._serialized_start=1736
+  _globals['_EVALUATION']._serialized_end=1872
 # @@protoc_insertion_point(module_scope)
