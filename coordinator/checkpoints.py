@@ -38,6 +38,11 @@ def folder_name(step: int, arithmetic_digest: str) -> str:
 
 
 @final
+class _Foreign(Exception):
+    """A whole checkpoint that is not this job's, or not of its arithmetic."""
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class Committed:
     """A checkpoint on disk."""
@@ -71,7 +76,8 @@ class Checkpoints:
     def recover(self) -> tuple[Committed | None, list[str]]:
         """The newest checkpoint that verifies and bears the job's digests, and a sentence for each newer one that does not.
 
-        Clears away what a death in the midst of writing or removing left. Raises CheckpointBroken.
+        Clears away what a death in the midst of writing or removing left, and sets damaged ones aside; the job's lock must be
+        held. Raises CheckpointBroken.
         """
         settle_folders(self.folder, self.folder.parent)
         found: Committed | None = None
@@ -87,19 +93,25 @@ class Checkpoints:
                 # Older ones are verified when they are needed; till then their manifests do.
                 manifest = read_manifest(entry) if found else verify_folder(entry)
                 self._check(manifest, step, entry)
-            except Damaged as damaged:
+            except (Damaged, _Foreign) as wrong:
+                said = str(wrong)
+                if isinstance(wrong, Damaged):
+                    said += f"; it was set aside as {set_aside(entry).name}"
                 if found is None:
-                    passed_over.append(str(damaged))
+                    passed_over.append(said)
                 continue
             self._committed[step] = Committed(entry, manifest)
             found = found or self._committed[step]
+        self._prune_damaged()
         return found, passed_over
 
     def _check(self, manifest: Manifest, step: int, entry: Path) -> None:
-        if (manifest.job_id, manifest.step) != (self._job_id, step):
+        if manifest.step != step:
             raise Damaged(f"{entry} holds step {manifest.step} of job {manifest.job_id}")
+        if manifest.job_id != self._job_id:
+            raise _Foreign(f"{entry} is of job {manifest.job_id}")
         if (manifest.arithmetic_digest, manifest.dataset_digest) != (self._arithmetic_digest, self._dataset_digest):
-            raise Damaged(f"{entry} is of another arithmetic digest or dataset than the job")
+            raise _Foreign(f"{entry} is of another arithmetic digest or dataset than the job")
 
     def commit(
         self, step: int, fingerprint: str, files: Mapping[str, bytes], manifest: Callable[[dict[str, FileRecord]], Manifest]
@@ -129,7 +141,7 @@ class Checkpoints:
             self._check(manifest, step, target)
             if manifest.fingerprint == fingerprint:
                 return manifest
-        except Damaged:
+        except (Damaged, _Foreign):
             pass  # it is set aside for a look, and written anew
         set_aside(target)
         self._committed.pop(step, None)
@@ -150,6 +162,9 @@ class Checkpoints:
             kept.add(best.step)
         for step in sorted(set(self._committed) - kept):
             remove_folder(self._committed.pop(step).folder)
+        self._prune_damaged()
+
+    def _prune_damaged(self) -> None:
         bad = sorted(
             (entry for entry in self.folder.iterdir() if ".bad-" in entry.name), key=lambda entry: entry.stat().st_mtime_ns
         )

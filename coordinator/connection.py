@@ -89,6 +89,8 @@ class Connection:
             sending.cancel()
             receiving.cancel()
             call.cancel()
+            # What the one that was not waited for met is retrieved, and its work is over before the next stream begins.
+            await asyncio.gather(sending, receiving, return_exceptions=True)
 
     async def _said(self, sending: asyncio.Task[None], receiving: asyncio.Task[None]) -> None:
         """A stream that can no longer be written: waits for what the server said, then for the writer's error."""
@@ -100,7 +102,7 @@ class Connection:
     async def _send(self, call: Any) -> None:
         loop = asyncio.get_running_loop()
         self._outbox.rewind()
-        self._reconciler.close_spools()
+        await self._reconciler.close_spools()
         synced, told, pulse_at = False, None, loop.time() + limits.PULSE_S
         while True:
             for event in self._outbox.unsent():

@@ -14,3 +14,7 @@ EXIT_UNREACHABLE = 6
 EXIT_SPOOL_TAKEN = 7
 # The disk failed under a checkpoint or the spool; the spool may not say so.
 EXIT_BROKEN = 8
+# There was no space for the run's events for too long.
+EXIT_SPOOL_FULL = 9
+# It failed in a way that it did not expect, and could not say so in the spool. Not 1: with that Ray ends a driver.
+EXIT_FAILED = 10

@@ -20,6 +20,11 @@ class Cause(enum.Enum):
     UNREACHABLE = "unreachable"
     LATE = "late"
 
+    @property
+    def outside(self) -> bool:
+        """Whether it says nothing about what the process did."""
+        return self in (Cause.KILLED, Cause.NODE_GONE, Cause.UNREACHABLE)
+
 
 def out_of_memory_kills() -> int:
     """How many processes the kernel of this machine has killed for memory since it started; 0 where it does not say."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -60,14 +61,15 @@ class Outbox:
         return self._folder / f"{run[0]}-{run[1]}.events"
 
     def has_ended(self, run: RunId) -> bool:
-        """Whether the run's spool holds its end."""
+        """Whether the run's spool holds its end. Reads what is not sent yet, which may take a while: call it in a thread."""
         spool = self._spools.get(run)
         if spool is None:
             return False
         if not spool.ended_sequence:
-            for event, _ in read_events(spool.path, spool.sent_offset):
-                if event.WhichOneof("event") == "ended":
-                    spool.ended_sequence = event.sequence
+            with contextlib.suppress(FileNotFoundError):  # its end was acknowledged meanwhile
+                for event, _ in read_events(spool.path, spool.sent_offset):
+                    if event.WhichOneof("event") == "ended":
+                        spool.ended_sequence = event.sequence
         return bool(spool.ended_sequence)
 
     def rewind(self) -> None:

@@ -58,11 +58,12 @@ Failed = GroupFailed | NotFinite | Corrupted
 @final
 @dataclass(frozen=True, slots=True)
 class EndRun:
-    """End the run like this. `notice` is a word for programs, under which people are told; empty for none."""
+    """End the run like this. `notice` is a word for programs, under which people are told, or empty; `cause` goes with LOST."""
 
     outcome: agent.RunEnded.Outcome.ValueType
     reason: str
     notice: str = ""
+    cause: agent.RunEnded.Cause.ValueType = agent.RunEnded.CAUSE_UNSPECIFIED
 
 
 # Whose failure comes first when several workers fail at once: causes before consequences.
@@ -81,16 +82,18 @@ def decide(failure: Failed, policy: job_spec_pb2.NonFinitePolicy.ValueType) -> E
     if isinstance(failure, NotFinite):
         return EndRun(agent.RunEnded.FAILED, _not_finite_sentence(failure, policy), "NON_FINITE")
     if isinstance(failure, Corrupted):
-        return EndRun(agent.RunEnded.LOST, str(failure), "CORRUPTION_DETECTED")
+        return EndRun(agent.RunEnded.LOST, str(failure), "CORRUPTION_DETECTED", agent.RunEnded.OWN)
     if failure.losses:
         said = "; ".join(str(loss) for loss in failure.losses)
-        return EndRun(agent.RunEnded.LOST, _cut(f"{said}, {_when(failure)}"), "WORKER_LOST")
+        outside = all(loss.cause.outside for loss in failure.losses)
+        cause = agent.RunEnded.OUTSIDE if outside else agent.RunEnded.OWN
+        return EndRun(agent.RunEnded.LOST, _cut(f"{said}, {_when(failure)}"), "WORKER_LOST", cause)
     failures = sorted(failure.failures, key=lambda found: _ORDER.index(found.kind))
     first = failures[0]
-    outcome = agent.RunEnded.FAILED if first.kind == worker_pb2.Failure.USER else agent.RunEnded.LOST
-    return EndRun(
-        outcome, _cut(f"{first.text} ({_when(failure)})"), "" if outcome == agent.RunEnded.FAILED else "WORKER_FAILED"
-    )
+    reason = _cut(f"{first.text} ({_when(failure)})")
+    if first.kind == worker_pb2.Failure.USER:
+        return EndRun(agent.RunEnded.FAILED, reason)
+    return EndRun(agent.RunEnded.LOST, reason, "WORKER_FAILED", agent.RunEnded.OWN)
 
 
 def _when(failure: GroupFailed) -> str:

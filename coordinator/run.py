@@ -7,6 +7,7 @@ while it waits; stdout is closed once its workers have started. It is the run's 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -20,14 +21,14 @@ from filelock import FileLock, Timeout
 
 from coordinator import framing, limits
 from coordinator.checkpoint_folder import CheckpointBroken
-from coordinator.exit_codes import EXIT_BROKEN, EXIT_ORPHANED, EXIT_SPOOL_TAKEN, EXIT_UNREACHABLE
+from coordinator.exit_codes import EXIT_BROKEN, EXIT_FAILED, EXIT_ORPHANED, EXIT_SPOOL_FULL, EXIT_SPOOL_TAKEN, EXIT_UNREACHABLE
 from coordinator.group.cluster import Cluster, ClusterUnreachable
 from coordinator.logs import configure
 from coordinator.orders import Orders
 from coordinator.parent import die_with_parent
 from coordinator.preflight import MARKER, Needs
 from coordinator.reports import Reports
-from coordinator.spool import SpoolBroken, SpoolTaken, SpoolWriter, spool_path
+from coordinator.spool import SpoolBroken, SpoolFull, SpoolTaken, SpoolWriter, spool_path
 from coordinator.training import Training
 from lockstep.contract.errors import LockstepError, UserError
 from lockstep.internal.v1 import agent_service_pb2 as agent
@@ -77,7 +78,7 @@ class Lookout:
 def carry_out(
     wish: agent.RunWish, files_folder: Path, orders: Orders, cluster: Cluster, on_started: Callable[[], None] = lambda: None
 ) -> None:
-    """Runs an order to its end and spools how it ended. Raises SpoolTaken, CheckpointBroken, SpoolBroken."""
+    """Runs an order to its end and spools how it ended. Raises SpoolTaken, SpoolFull, SpoolBroken, CheckpointBroken."""
     order = wish.order
     log = structlog.get_logger().bind(job=order.job_id, run=order.run_number)
     key = agent.RunKey(job_id=order.job_id, run_number=order.run_number)
@@ -93,11 +94,13 @@ def carry_out(
         ended = agent.RunEnded(
             outcome=agent.RunEnded.LOST,
             reason=f"the coordinator of an earlier run still held {folder / 'lock'} after {limits.JOB_LOCK_S:.0f} s",
+            cause=agent.RunEnded.OUTSIDE,
         )
     except CheckpointBroken as broken:
-        # The spool may lie on the same disk; whether or not this can be written, the process ends.
-        reports.notice(job.Notice.ERROR, "CHECKPOINT_FAILED", str(broken))
-        reports.ended(agent.RunEnded(outcome=agent.RunEnded.LOST, reason=str(broken)))
+        # The spool may lie on the same disk; whether or not this can be written, the process ends, with this as its cause.
+        with contextlib.suppress(SpoolBroken, SpoolFull, OSError):
+            reports.notice(job.Notice.ERROR, "CHECKPOINT_FAILED", str(broken))
+            reports.ended(agent.RunEnded(outcome=agent.RunEnded.LOST, reason=str(broken), cause=agent.RunEnded.OWN))
         raise
     log.info("run ended", outcome=agent.RunEnded.Outcome.Name(ended.outcome), reason=ended.reason, step=ended.last_step)
     reports.ended(ended)
@@ -111,12 +114,12 @@ def _train(order: agent.RunOrder, files_folder: Path, reports: Reports, orders: 
         return Training(order, files_folder, reports, orders, cluster.group).run()
     except UserError as error:
         return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=str(error))
-    except (CheckpointBroken, SpoolBroken):
+    except (CheckpointBroken, SpoolBroken, SpoolFull):
         raise
     except Exception as error:  # the edge of the process: a run always has a last word
         structlog.get_logger().exception("run failed", job=order.job_id, run=order.run_number)
         said = str(error) if isinstance(error, LockstepError) else f"{type(error).__name__}: {error}"
-        return agent.RunEnded(outcome=agent.RunEnded.LOST, reason=f"the coordinator failed: {said}")
+        return agent.RunEnded(outcome=agent.RunEnded.LOST, reason=f"the coordinator failed: {said}", cause=agent.RunEnded.OWN)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -160,6 +163,12 @@ def main(argv: list[str] | None = None) -> int:
     except (CheckpointBroken, SpoolBroken) as broken:
         log.error("disk broken", reason=str(broken))
         return EXIT_BROKEN
+    except SpoolFull as full:
+        log.error("spool full", reason=str(full))
+        return EXIT_SPOOL_FULL
+    except Exception:  # the edge of the process: its exit code says that it was neither Ray nor the disk
+        log.exception("coordinator failed")
+        return EXIT_FAILED
     return 0
 
 

@@ -5,9 +5,9 @@ a last word, the agent takes the lock over and appends the one event that says s
 
 Whatever was appended survives the death of every process, since it is in the kernel; what must survive a power cut as well
 (started, recovering, checkpoint, notice, ended) is fsynced when it is appended, and everything is before a checkpoint is
-committed. On a full disk progress is dropped and all else waits a while for space. A torn or damaged tail is cut off when
-the file is opened for writing and not read otherwise. An fsync that failed is never retried: the error goes up and the
-process ends.
+committed. On a full disk progress is dropped and all else waits a while for space, then SpoolFull goes up. A torn or
+damaged tail is cut off when the file is opened for writing and not read otherwise. An fsync that failed is never retried:
+the error goes up and the process ends.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ class SpoolTaken(Exception):
 
 class SpoolBroken(Exception):
     """An fsync of the spool failed: what it holds is not known any more, and this process must not go on."""
+
+
+class SpoolFull(Exception):
+    """There was no space for an event for too long; what was appended before it is whole."""
 
 
 def spool_path(files_folder: Path, job_id: str, run_number: int) -> Path:
@@ -87,10 +91,10 @@ class SpoolWriter:
         finally:
             os.close(folder)
 
-    def append(self, event: agent.RunEvent) -> int:
+    def append(self, event: agent.RunEvent, patience_s: float | None = None) -> int:
         """Gives the event its run, sequence and time and writes it; returns the sequence, 0 for dropped progress.
 
-        Raises SpoolBroken, and OSError (ENOSPC) when there was no space for too long.
+        Raises SpoolBroken, and SpoolFull when there was no space for `patience_s`, or for the limit.
         """
         kind = event.WhichOneof("event")
         if kind == "progress" and self._size > limits.SPOOL_PROGRESS_BYTES:
@@ -99,14 +103,12 @@ class SpoolWriter:
         event.sequence = self.sequence + 1
         event.time.FromNanoseconds(self._now_ns())
         frame = framing.pack(event.SerializeToString())
-        deadline = time.monotonic() + limits.SPOOL_FULL_S
+        deadline = time.monotonic() + (limits.SPOOL_FULL_S if patience_s is None else patience_s)
         while not self._write(frame):
             if kind == "progress":
                 return 0
             if time.monotonic() > deadline:
-                raise OSError(
-                    errno.ENOSPC, "no space for the run's events; free some space in the data folder", str(self._path)
-                )
+                raise SpoolFull(f"no space for the run's events in {self._path}; free some space in the data folder")
             time.sleep(limits.POLL_S)
         self.sequence += 1
         self.ended = kind == "ended"
@@ -142,20 +144,23 @@ class SpoolWriter:
         os.close(self._fd)
 
 
-def append_lost(path: Path, run: agent.RunKey, now_ns: Callable[[], int], reason: str) -> None:
+def append_lost(
+    path: Path, run: agent.RunKey, now_ns: Callable[[], int], reason: str, cause: agent.RunEnded.Cause.ValueType
+) -> None:
     """The agent's exception to the single writer: says that the coordinator ended without a last word.
 
-    Appends nothing when the spool already holds the run's end. Raises SpoolTaken while the coordinator still lives.
+    Appends nothing when the spool already holds the run's end. Raises SpoolTaken while the coordinator still lives, and
+    SpoolFull at once when there is no space: the agent comes again.
     """
     writer = SpoolWriter(path, run, now_ns)
     try:
         if not writer.ended:
-            ended = agent.RunEnded(outcome=agent.RunEnded.LOST, reason=reason[: limits.REASON_CHARACTERS])
+            ended = agent.RunEnded(outcome=agent.RunEnded.LOST, reason=reason[: limits.REASON_CHARACTERS], cause=cause)
             for event, _ in read_events(path):
                 if event.WhichOneof("event") == "progress":
                     ended.last_step = event.progress.progress.step
                     del ended.computed_rows[:]
                     ended.computed_rows.extend(event.progress.computed_rows)
-            writer.append(agent.RunEvent(ended=ended))
+            writer.append(agent.RunEvent(ended=ended), patience_s=0.0)
     finally:
         writer.close()

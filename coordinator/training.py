@@ -66,6 +66,7 @@ class Training:
         self._fingerprint = order.fingerprint
         self._pace = Pace()
         self._committed_at = clock()
+        self._putting_off = False
         self._group_number = 0
 
     def run(self) -> agent.RunEnded:
@@ -87,7 +88,8 @@ class Training:
             except Interrupted:
                 return self._cancelled()
             except GroupStartFailed as failed:
-                return self._ended(agent.RunEnded.LOST, str(failed))
+                cause = agent.RunEnded.OUTSIDE if failed.outside else agent.RunEnded.OWN
+                return self._ended(agent.RunEnded.LOST, str(failed), cause)
             except (GroupFailed, NotFinite, Corrupted) as failure:
                 return self._decided(decide(failure, self._order.spec.non_finite))
             finally:
@@ -184,8 +186,11 @@ class Training:
                 )
             except NoSpace as full:
                 self._committed_at = self._clock()
+                if put_off and self._putting_off:
+                    return  # said already; a cadence of few steps would say it for ever
                 if put_off:
-                    text = f"step {self._at.step}: {full}; it is put off and training goes on. Free some space"
+                    self._putting_off = True
+                    text = f"step {self._at.step}: {full}; checkpoints are put off and training goes on. Free some space"
                     self._reports.notice(job.Notice.WARNING, "CHECKPOINT_DEFERRED", text)
                     return
                 text = f"step {self._at.step}: {full}; the run waits until there is. Free some space"
@@ -194,7 +199,7 @@ class Training:
                     raise Interrupted from full
                 self._wanted.wait(limits.RETRY_S)
                 continue
-            self._committed_at = self._clock()
+            self._committed_at, self._putting_off = self._clock(), False
             self._reports.checkpoint(self._checkpoints.message(committed))
             return
 
@@ -204,15 +209,21 @@ class Training:
     def _decided(self, end: EndRun) -> agent.RunEnded:
         if end.notice:
             self._reports.notice(job.Notice.ERROR, end.notice, end.reason)
-        return self._ended(end.outcome, end.reason)
+        return self._ended(end.outcome, end.reason, end.cause)
 
-    def _ended(self, outcome: agent.RunEnded.Outcome.ValueType, reason: str) -> agent.RunEnded:
+    def _ended(
+        self,
+        outcome: agent.RunEnded.Outcome.ValueType,
+        reason: str,
+        cause: agent.RunEnded.Cause.ValueType = agent.RunEnded.CAUSE_UNSPECIFIED,
+    ) -> agent.RunEnded:
         return agent.RunEnded(
             outcome=outcome,
             reason=reason,
             result=self._checkpoints.result(),
             last_step=self._at.step,
             computed_rows=self._at.computed_rows,
+            cause=cause,
         )
 
 

@@ -35,7 +35,14 @@ class Replies:
 
 
 class GroupStartFailed(Exception):
-    """The gang could not be had; the text says why and what to do."""
+    """The gang could not be had; the text says why and what to do.
+
+    `outside` says that the workers did nothing to it: there was no place for them, or the cluster did not answer.
+    """
+
+    def __init__(self, text: str, outside: bool) -> None:
+        self.outside = outside
+        super().__init__(text)
 
 
 class Interrupted(Exception):

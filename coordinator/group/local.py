@@ -143,7 +143,7 @@ class LocalGroup(WorkerGroup):
                 self._workers.append(_Worker(self._handler, NODE, self._environments.get(number, {})))
         except OSError as error:
             self.close()
-            raise GroupStartFailed(f"a worker process could not be started: {error}") from error
+            raise GroupStartFailed(f"a worker process could not be started: {error}", outside=False) from error
 
     def call(self, requests: Mapping[int, bytes], deadline_s: float, interrupted: Callable[[], bool] = never) -> Replies:
         deadline = time.monotonic() + deadline_s

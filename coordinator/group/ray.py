@@ -8,9 +8,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar, final
 
 import ray
+import structlog
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -210,7 +212,8 @@ class RayGroup(WorkerGroup):
                 if time.monotonic() > deadline:
                     raise GroupStartFailed(
                         f"{workers} workers could not be placed within {deadline_s:.0f} s: Ray has {_free_cpus():g} free CPUs; "
-                        "add nodes, or ask for fewer workers"
+                        "add nodes, or ask for fewer workers",
+                        outside=True,
                     )
             placed = placement_group_table(self._placement)["bundles_to_node_id"]
             ready = self._ready.take([placed[bundle] for bundle in range(workers)]) if self._ready else [None] * workers
@@ -223,7 +226,8 @@ class RayGroup(WorkerGroup):
             losses = self._collect(references, dict(enumerate(references)), described, deadline, interrupted)
             if losses or len(described) < workers:
                 raise GroupStartFailed(
-                    str(losses[0]) if losses else f"{workers - len(described)} of {workers} workers did not start in time"
+                    str(losses[0]) if losses else f"{workers - len(described)} of {workers} workers did not start in time",
+                    outside=bool(losses) and losses[0].cause.outside,
                 )
             self._descriptions = [described[rank] for rank in range(workers)]
         except (GroupStartFailed, Interrupted):
@@ -231,7 +235,7 @@ class RayGroup(WorkerGroup):
             raise
         except RayError as error:
             self.close()
-            raise GroupStartFailed(f"Ray did not start the workers: {_first_line(error)}") from error
+            raise GroupStartFailed(f"Ray did not start the workers: {_first_line(error)}", outside=True) from error
 
     def _new_actor(self, placement: PlacementGroup, bundle: int) -> Any:
         strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=bundle)
@@ -315,12 +319,20 @@ class RayGroup(WorkerGroup):
 
     def close(self) -> None:
         actors, self._actors = self._actors, []
-        for actor in actors:
-            ray.kill(actor, no_restart=True)
-        if self._placement is not None:
-            remove_placement_group(self._placement)
-            self._placement = None
+        placement, self._placement = self._placement, None
         self._beats.clear()
+        for actor in actors:
+            _give_back(partial(ray.kill, actor, no_restart=True))
+        if placement is not None:
+            _give_back(partial(remove_placement_group, placement))
+
+
+def _give_back(act: Callable[[], object]) -> None:
+    """Gives something back to Ray. Once the head is gone it cannot take it; that must not stand in place of the run's end."""
+    try:
+        act()
+    except RayError as error:
+        structlog.get_logger().warning("not given back to Ray", reason=_first_line(error))
 
 
 def _free_cpus() -> float:

@@ -62,6 +62,21 @@ def test_submit_and_watch(lockstep: Lockstep, server: FakeServer, job_file: Path
     ]
 
 
+@pytest.mark.parametrize(("end", "code"), [(State.SUCCEEDED, 0), (State.CANCELLED, 1)])
+def test_a_job_that_is_deleted_as_soon_as_it_has_ended(
+    lockstep: Lockstep, server: FakeServer, monkeypatch: pytest.MonkeyPatch, end: int, code: int
+) -> None:
+    server.add_job("gone", State.RUNNING)
+    server.watches.append([state_event(1, end)])
+
+    def get(*_: object) -> None:
+        raise UserError.of("name", "jobs/gone", "there is no such job", "JOB_NOT_FOUND")
+
+    monkeypatch.setattr("lockstep.client.Client.get", get)
+    name = State.Name(end)  # type: ignore[arg-type]
+    assert lockstep("watch", "gone") == (code, f"{name}\njobs/gone  {name}\n", "jobs/gone was deleted after its end\n")
+
+
 def test_submit_and_watch_as_json_ends_with_the_finished_job(lockstep: Lockstep, server: FakeServer, job_file: Path) -> None:
     server.watches.append(a_run(State.SUCCEEDED))
     objects = lockstep("submit", "--watch", "--json", str(job_file)).objects()
@@ -134,6 +149,15 @@ def test_show_begins_with_who_and_why(lockstep: Lockstep, server: FakeServer) ->
     assert any(line.startswith("result") and line.endswith("step 800, loss infinite") for line in lines)
     assert any("1 to 812  worker 1 was lost" in line for line in lines)
     assert any("step 800" in line and "2.0 KiB" in line and "best" in line for line in lines)
+
+
+def test_an_ended_job_has_no_time_left(lockstep: Lockstep, server: FakeServer) -> None:
+    job = server.add_job("late", State.RUNNING)
+    job.progress.step, job.progress.remaining_seconds = 3, 75
+    assert "1 min 15 s left" in lockstep("show", "late").out
+    job.state = State.FAILED
+    job.end_time.GetCurrentTime()
+    assert " left" not in lockstep("show", "late").out
 
 
 def test_steering(lockstep: Lockstep, server: FakeServer) -> None:

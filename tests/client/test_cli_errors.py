@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,11 @@ from tests.client.fake_server import FakeServer
         (["submit", "--wacth", "a"], "--watch"),
         (["wait", "a", "--for", "DONE"], "succeeded"),
         (["wait", "a", "--timeout", "0"], "0"),
+        (["wait", "a", "--timeout", "nan"], "nan is not a finite number"),
+        (["wait", "a", "--timeout", "inf"], "inf is not a finite number"),
+        (["watch", "a", "--after", str(2**64)], "is not in the range"),
+        (["model", "pull", "a", "--step", str(2**64)], "is not in the range"),
+        (["dataset", "push", "数据.npz"], "give a name: lockstep dataset push NAME 数据.npz"),
         (["jobs", "--limit", "x"], "x"),
         (["submit"], "FILE"),
         (["submit", "missing.yaml"], "error: missing.yaml: it cannot be read: No such file or directory"),
@@ -65,6 +72,21 @@ def test_a_fault_of_the_client_shows_no_trace_unasked(
     )
     monkeypatch.setenv("LOCKSTEP_TRACE", "1")
     assert "Traceback" in lockstep("submit", str(job_file)).err
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "message"),
+    [
+        ("| (read -r line)", 0, ""),
+        ("> /dev/full", 2, "error: stdout: it cannot be written: No space left on device\n"),
+        (">&-", 0, ""),
+    ],
+)
+def test_where_results_cannot_go(redirected: str, code: int, message: str) -> None:
+    """A reader that left is no failure, nor is a closed stdout; a full disk is one, and is told as such."""
+    script = f"set -o pipefail; {sys.executable} -c 'from lockstep.cli import main; main()' explain --json {redirected}"
+    done = subprocess.run(["bash", "-c", script], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (code, message)
 
 
 def test_every_command_has_help_and_json(lockstep: Lockstep) -> None:

@@ -194,6 +194,8 @@ def test_recovery_falls_back_and_says_so_and_the_step_is_committed_anew(tmp_path
     DAMAGES[damage](folder / folder_name(20, DIGEST))
     step, passed_over = recovered(folder)
     assert step == 10 and len(passed_over) == 1 and str(folder / folder_name(20, DIGEST)) in passed_over[0]
+    assert names(folder) == sorted([folder_name(10, DIGEST), f"{folder_name(20, DIGEST)}.bad-1"])
+    assert f"{folder_name(20, DIGEST)}.bad-1" in passed_over[0] and recovered(folder) == (10, [])
     commit(folder, 20)
     assert recovered(folder) == (20, [])
     assert f"{folder_name(20, DIGEST)}.bad-1" in names(folder)
@@ -228,6 +230,17 @@ def test_damaged_ones_do_not_pile_up(tmp_path: Path) -> None:
         flip(folder / folder_name(10, DIGEST) / MODEL)
     commit(folder, 10)
     assert len([name for name in names(folder) if ".bad-" in name]) == limits.BAD_CHECKPOINTS_KEPT
+
+
+def test_damaged_ones_of_steps_that_are_not_written_again_do_not_pile_up(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    commit(folder, 1)
+    for step in range(2, limits.BAD_CHECKPOINTS_KEPT + 4):
+        commit(folder, step)
+        flip(folder / folder_name(step, DIGEST) / MODEL)
+        assert recovered(folder)[0] == 1
+    bad = [f"{folder_name(step, DIGEST)}.bad-1" for step in range(4, limits.BAD_CHECKPOINTS_KEPT + 4)]
+    assert names(folder) == sorted([folder_name(1, DIGEST), *bad])
 
 
 def test_what_is_of_another_job_or_arithmetic_is_passed_over(tmp_path: Path) -> None:

@@ -180,6 +180,25 @@ def test_a_cause_comes_before_its_consequences(
     assert end.outcome == outcome and end.reason.startswith("the cause")
 
 
+@pytest.mark.parametrize(
+    ("causes", "own"),
+    [
+        ([Cause.KILLED], False),
+        ([Cause.NODE_GONE, Cause.UNREACHABLE], False),
+        ([Cause.CRASHED], True),
+        ([Cause.LATE], True),
+        ([Cause.EXITED], True),
+        ([Cause.KILLED, Cause.OUT_OF_MEMORY], True),
+    ],
+)
+def test_a_loss_from_outside_is_no_cause_of_its_own_whatever_its_sentence(causes: list[Cause], own: bool) -> None:
+    losses = [WorkerLoss(rank, "node-b", 77, cause, "agent head node gone") for rank, cause in enumerate(causes)]
+    end = decide(GroupFailed(811, "taking steps", losses, []), job_spec_pb2.FAIL)
+    assert end.cause == (agent.RunEnded.OWN if own else agent.RunEnded.OUTSIDE)
+    failure = worker_pb2.Failure(kind=worker_pb2.Failure.INTERNAL, text="killed from outside")
+    assert decide(GroupFailed(1, "evaluating", [], [failure]), job_spec_pb2.FAIL).cause == agent.RunEnded.OWN
+
+
 def test_a_number_that_is_not_finite_is_named_with_step_layer_shard_and_rows() -> None:
     found = worker_pb2.NonFinite(step=12, layer="layers[2].dense", shard=3, rows=[5, 9])
     end = decide(NotFinite(found), job_spec_pb2.FAIL)

@@ -167,3 +167,30 @@ def test_ray_says_when_there_is_no_room(request: pytest.FixtureRequest, leaf: Ma
         return
     with pytest.raises(GroupStartFailed, match="free CPUs"):
         leaf(FAKE).start(4, 0.5)
+
+
+def test_a_head_that_is_gone_does_not_stand_in_place_of_the_runs_end(leaf: MakeGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    if leaf is LocalGroup:
+        return  # it has no head
+    import ray
+    from ray.exceptions import RayError
+
+    from coordinator.group import ray as module
+
+    tried: list[str] = []
+
+    def gone(what: str) -> Any:
+        def act(*arguments: object, **options: object) -> None:
+            tried.append(what)
+            raise RayError("the head is gone")
+
+        return act
+
+    monkeypatch.setattr(ray, "kill", gone("kill"))
+    monkeypatch.setattr(module, "remove_placement_group", gone("placement"))
+    group = leaf()
+    group._actors, group._placement = ["one", "two"], "placement"
+    group.close()
+    assert tried == ["kill", "kill", "placement"]
+    group.close()
+    assert len(tried) == 3

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast, final
+from typing import Any, cast, final
 
 import pytest
 
 from coordinator.children import Child, Warm
 from coordinator.outbox import Outbox
 from coordinator.reconciler import Reconciler
-from coordinator.spool import read_events
+from coordinator.spool import append_lost, read_events
 from lockstep.internal.v1 import agent_service_pb2 as agent
 
 RUN = ("a-b", 3)
@@ -103,5 +105,69 @@ def test_a_cancel_that_comes_together_with_a_change_ends_it(tmp_path: Path, turn
         ended = task.cancelled()
         task.cancel()
         assert ended
+
+    asyncio.run(scenario())
+
+
+def test_the_agent_stays_awake_while_a_disk_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        let, loop = threading.Event(), threading.get_ident()
+        at_work: list[str] = []
+
+        def slow(name: str) -> Callable[..., None]:
+            def act(*arguments: object, **options: object) -> None:
+                assert threading.get_ident() != loop
+                at_work.append(name)
+                assert let.wait(10)
+
+            return act
+
+        monkeypatch.setattr("coordinator.reconciler.append_lost", slow("append"))
+        monkeypatch.setattr("coordinator.reconciler.shutil.rmtree", slow("remove"))
+        (tmp_path / "spool").mkdir()
+        (tmp_path / "spool" / "c-d-1.events").touch()
+        (tmp_path / "checkpoints" / "gone").mkdir(parents=True)
+        reconciler = Reconciler(tmp_path, Outbox(tmp_path / "spool"), cast(Warm, WarmChild(EndedChild())), asyncio.Event())
+        reconciler.wish(agent.Wishes(removed_job_ids=["gone"]))
+        rounds = [asyncio.ensure_future(reconciler.reconcile()) for _ in range(2)]
+        async with asyncio.timeout(10):
+            while at_work != ["append"]:
+                await asyncio.sleep(0.001)
+            let.set()
+            await asyncio.wait(rounds)
+            while "remove" not in at_work:
+                await asyncio.sleep(0.001)
+        assert at_work.count("remove") == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_run_is_not_started_again_while_its_last_word_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        let, begun = threading.Event(), threading.Event()
+
+        def slow(*arguments: Any) -> None:
+            begun.set()
+            assert let.wait(10)
+            append_lost(*arguments)
+
+        monkeypatch.setattr("coordinator.reconciler.append_lost", slow)
+        child = EndedChild()
+        warm = WarmChild(child)
+        reconciler = Reconciler(tmp_path, Outbox(tmp_path / "spool"), cast(Warm, warm), asyncio.Event())
+        reconciler.wish(wishes(3))
+        await reconciler.reconcile()
+        child.may_end.set()
+        async with asyncio.timeout(10):
+            while not begun.is_set():
+                await asyncio.sleep(0.001)
+            await reconciler.reconcile()
+            let.set()
+            while reconciler.running():
+                await asyncio.sleep(0.001)
+            await reconciler.reconcile()
+        assert len(warm.taken) == 1
+        ((event, _),) = read_events(tmp_path / "spool" / "a-b-3.events")
+        assert (event.ended.cause, "exit code 0" in event.ended.reason) == (agent.RunEnded.OWN, True)
 
     asyncio.run(scenario())

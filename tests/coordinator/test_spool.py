@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from coordinator import framing, limits
 from coordinator.outbox import Outbox
-from coordinator.spool import SpoolBroken, SpoolTaken, SpoolWriter, append_lost, read_events, spool_path
+from coordinator.spool import SpoolBroken, SpoolFull, SpoolTaken, SpoolWriter, append_lost, read_events, spool_path
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
 
@@ -72,7 +72,7 @@ def test_one_process_writes(tmp_path: Path) -> None:
     with pytest.raises(SpoolTaken, match="another process"):
         SpoolWriter(path, RUN, now_ns)
     with pytest.raises(SpoolTaken):
-        append_lost(path, RUN, now_ns, "killed")
+        append_lost(path, RUN, now_ns, "killed", agent.RunEnded.OUTSIDE)
     writer.close()
 
 
@@ -81,13 +81,14 @@ def test_the_agent_writes_the_last_word_once(tmp_path: Path) -> None:
     writer = SpoolWriter(path, RUN, now_ns)
     writer.append(progress(7))
     writer.close()
-    append_lost(path, RUN, now_ns, "killed")
-    append_lost(path, RUN, now_ns, "killed again")
+    append_lost(path, RUN, now_ns, "killed", agent.RunEnded.OUTSIDE)
+    append_lost(path, RUN, now_ns, "killed again", agent.RunEnded.OUTSIDE)
     events = [event for event, _ in read_events(path)]
     assert [event.WhichOneof("event") for event in events] == ["progress", "ended"]
     ended = events[-1].ended
-    assert (ended.outcome, ended.reason, ended.last_step, list(ended.computed_rows)) == (
+    assert (ended.outcome, ended.cause, ended.reason, ended.last_step, list(ended.computed_rows)) == (
         agent.RunEnded.LOST,
+        agent.RunEnded.OUTSIDE,
         "killed",
         7,
         [7, 2],
@@ -123,13 +124,27 @@ def test_on_a_full_disk_progress_is_dropped_and_nothing_is_left_half_written(
     monkeypatch.setattr(os, "write", write)
     assert writer.append(progress(1)) == 0 and sequences(path) == [1]
     monkeypatch.setattr(limits, "SPOOL_FULL_S", 0.0)
-    with pytest.raises(OSError, match="free some space"):
+    with pytest.raises(SpoolFull, match="free some space"):
         writer.append(notice())
     monkeypatch.setattr(limits, "POLL_S", 0.0)
     monkeypatch.setattr(limits, "SPOOL_FULL_S", 20.0)
     monkeypatch.setattr("time.sleep", lambda _: room.__setitem__(0, 10_000))
     assert writer.append(notice()) == 2 and sequences(path) == [1, 2]
     writer.close()
+
+
+def test_the_agent_does_not_wait_for_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(descriptor: int, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = spool_path(tmp_path, "a-b", 3)
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", write)
+        full.setattr("time.sleep", lambda seconds: pytest.fail("it waits"))
+        with pytest.raises(SpoolFull):
+            append_lost(path, RUN, now_ns, "killed", agent.RunEnded.OUTSIDE)
+    append_lost(path, RUN, now_ns, "killed", agent.RunEnded.OUTSIDE)
+    assert sequences(path) == [1]
 
 
 def test_a_failed_fsync_is_another_error_than_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
