@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 from google.protobuf.json_format import MessageToDict
+from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from coordinator import limits
@@ -19,12 +21,15 @@ from lockstep.contract.manifest import FileRecord, Manifest
 from lockstep.contract.weights import weights_sha256
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from worker.build import build_optimizer_of
-from worker.data.columns import open_columns
+from worker.data.columns import Columns, open_columns
 from worker.data.standardize import fit_standardize
 from worker.nn.shapes import parameter_layout
 from worker.randomness import validation_split
 from worker.specs import architecture
 from worker.weights_file import tensors_from_flat
+
+# Classes that a sentence names.
+NAMED = 10
 
 
 @final
@@ -95,11 +100,30 @@ class ModelFiles:
             self._preprocessing = {}
             spec = self._order.spec
             if spec.preprocessing.HasField("standardize"):
-                columns = open_columns(self._folder)
-                training_rows, _ = validation_split(spec.training.seed, columns.rows, spec.validation_fraction)
+                columns, training_rows, _ = self._split()
                 mean, scale = fit_standardize(columns.x, training_rows)
                 self._preprocessing["standardize"] = {"mean": mean.ravel().tolist(), "scale": scale.ravel().tolist()}
         return self._preprocessing
+
+    def classes_on_one_side(self) -> list[str]:
+        """A sentence for each side of the split that has no row of some class: what is not trained, or not validated."""
+        if not self.classes or not self._order.plan.validation_rows:
+            return []
+        target = self._dataset["target"]["classes"]
+        columns, training_rows, validation_rows = self._split()
+        sentences = []
+        for side, rows in (("training", training_rows), ("validation", validation_rows)):
+            counts = np.bincount(columns.y[rows], minlength=target["count"])
+            missing = np.flatnonzero(counts == 0)
+            if missing.size:
+                names = ", ".join(str(target["names"][label] if target["names"] else label) for label in missing[:NAMED])
+                more = f" and {missing.size - NAMED} more" if missing.size > NAMED else ""
+                sentences.append(f"the {side} rows have none of class {names}{more}; take another seed or validation_fraction")
+        return sentences
+
+    def _split(self) -> tuple[Columns, NDArray[np.int64], NDArray[np.int64]]:
+        columns, spec = open_columns(self._folder), self._order.spec
+        return columns, *validation_split(spec.training.seed, columns.rows, spec.validation_fraction)
 
 
 def _read_dataset(path: Path) -> dict[str, Any]:

@@ -50,6 +50,11 @@ class Cadence:
         """Whether the step's loss is a point of the curve."""
         return step % self.point_every == 0 or step == self.total_steps
 
+    def is_evaluation_point(self, step: int) -> bool:
+        """Whether the evaluation after this step is a point of the curves."""
+        evaluations = -(-self.total_steps // self.evaluate_every)
+        return step // self.evaluate_every % point_interval(evaluations) == 0 or step == self.total_steps
+
     def next_meeting(self, step: int, apart_s: float, step_s: float) -> int:
         """The next step after `step` that must end a stretch, when steps take `step_s`."""
         meetings = [self.total_steps]

@@ -138,6 +138,9 @@ class Training:
         self._at.computed_rows = [0] * group.size
         for sentence in members.short_of_memory():
             self._reports.notice(job.Notice.WARNING, "MEMORY_SHORT", sentence)
+        if order.run_number == 1:
+            for sentence in self._files.classes_on_one_side():
+                self._reports.notice(job.Notice.WARNING, "CLASS_MISSING", sentence)
         self._committed_at = self._clock()
         self._reports.started(members.infos(), self._at.start, members.fingerprint)
         return members
@@ -167,6 +170,8 @@ class Training:
         blocks = -(-self._order.plan.validation_rows // EVALUATION_BLOCK_ROWS)
         evaluation = combine(members.evaluate(), blocks, self._files.classes)
         self._at.evaluated(evaluation)
+        if not self._cadence.is_evaluation_point(self._at.step):
+            return
         values = [("validation_loss", evaluation.loss)]
         if evaluation.accuracy is not None:
             values.append(("validation_accuracy", evaluation.accuracy))

@@ -78,6 +78,15 @@ def test_points_are_at_most_two_thousand_and_hold_the_last_step() -> None:
         assert points[-1] == total and len(points) <= 2001
 
 
+def test_evaluations_of_a_curve_are_at_most_two_thousand_and_hold_the_last() -> None:
+    for total, every in ((100, 7), (40_000, 10), (50_001, 10)):
+        cadence = Cadence(total, 10, every, 0, 1)
+        evaluations = [step for step in range(1, total + 1) if cadence.evaluates(step)]
+        points = [step for step in evaluations if cadence.is_evaluation_point(step)]
+        assert points[-1] == total and len(points) <= 2001
+        assert len(points) == len(evaluations) or len(evaluations) > 2000
+
+
 @given(st.integers(1, 500), st.integers(1, 600), st.integers(0, 40), st.integers(0, 40))
 def test_each_row_of_an_epoch_is_applied_once(training_rows: int, batch_size: int, after: int, more: int) -> None:
     batch = min(batch_size, training_rows)

@@ -13,6 +13,7 @@ import pytest
 from coordinator import checkpoint_folder, limits
 from coordinator.checkpoint_folder import MODEL, NoSpace
 from coordinator.group.local import LocalGroup
+from coordinator.model_files import ModelFiles
 from lockstep.contract.weights import weights_sha256_of_file
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from tests.coordinator.one_run import Wanted, kinds, run_once
@@ -113,6 +114,14 @@ def test_a_killed_worker_ends_the_run_as_lost_and_is_named(tmp_path: Path) -> No
     assert (ended.outcome, ended.cause) == (agent.RunEnded.LOST, agent.RunEnded.OUTSIDE)
     assert "worker 1" in ended.reason and "SIGKILL" in ended.reason
     assert events[-1].notice.reason == "WORKER_LOST"
+
+
+def test_a_class_on_one_side_of_the_split_is_told(tmp_path: Path) -> None:
+    order = make_order(tmp_path)
+    assert ModelFiles(order, tmp_path).classes_on_one_side() == []
+    order.spec.validation_fraction, order.plan.validation_rows = 0.005, 1
+    (sentence,) = ModelFiles(order, tmp_path).classes_on_one_side()
+    assert sentence.startswith("the validation rows have none of class ") and "seed" in sentence
 
 
 def test_cancel_ends_a_stretch_under_way(tmp_path: Path) -> None:
