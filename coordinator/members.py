@@ -121,6 +121,8 @@ class Members:
         try:
             return fetch_state(offered, self._prepared[rank], same_node, key, run, number, rank)
         except TransferError as error:
+            # Whoever is dead is named with its end; that its state could not be read is only the consequence.
+            self._ask("offering their state", _Request(heartbeat=worker_pb2.HeartbeatRequest()), "done", limits.JOIN_S)
             failure = worker_pb2.Failure(kind=worker_pb2.Failure.PEER, text=f"{self.name(rank)}: {error}")
             raise GroupFailed(self._step, "offering their state", (), (failure,)) from error
 

@@ -93,7 +93,9 @@ def decide(failure: Failed, policy: job_spec_pb2.NonFinitePolicy.ValueType) -> E
     reason = _cut(f"{first.text} ({_when(failure)})")
     if first.kind == worker_pb2.Failure.USER:
         return EndRun(agent.RunEnded.FAILED, reason)
-    return EndRun(agent.RunEnded.LOST, reason, "WORKER_FAILED", agent.RunEnded.OWN)
+    # A peer that did not come says nothing about what it did; its link may be cut.
+    outside = first.kind == worker_pb2.Failure.PEER
+    return EndRun(agent.RunEnded.LOST, reason, "WORKER_FAILED", agent.RunEnded.OUTSIDE if outside else agent.RunEnded.OWN)
 
 
 def _when(failure: GroupFailed) -> str:

@@ -166,7 +166,7 @@ def test_a_lost_worker_comes_before_the_peers_that_miss_it() -> None:
     assert end.outcome == agent.RunEnded.LOST
     assert "worker 3" in end.reason and "memory" in end.reason and "811" in end.reason and "812" in end.reason
     alone = decide(GroupFailed(811, "taking steps 812 to 900", [], [peer]), job_spec_pb2.FAIL)
-    assert alone.outcome == agent.RunEnded.LOST and "did not reach step 812" in alone.reason
+    assert alone.cause == agent.RunEnded.OUTSIDE and "did not reach step 812" in alone.reason
 
 
 @pytest.mark.parametrize(

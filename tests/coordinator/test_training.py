@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import checkpoint_folder, limits
+from coordinator import checkpoint_folder, limits, members
 from coordinator.checkpoint_folder import MODEL, NoSpace
 from coordinator.group.local import LocalGroup
 from coordinator.model_files import ModelFiles
@@ -18,6 +18,7 @@ from lockstep.contract.weights import weights_sha256_of_file
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from tests.coordinator.one_run import Wanted, kinds, run_once
 from tests.coordinator.small_job import make_order
+from worker.state_transfer import TransferError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -114,6 +115,19 @@ def test_a_killed_worker_ends_the_run_as_lost_and_is_named(tmp_path: Path) -> No
     assert (ended.outcome, ended.cause) == (agent.RunEnded.LOST, agent.RunEnded.OUTSIDE)
     assert "worker 1" in ended.reason and "SIGKILL" in ended.reason
     assert events[-1].notice.reason == "WORKER_LOST"
+
+
+def test_a_worker_that_dies_while_its_state_is_read_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = LocalGroup()
+
+    def die(*arguments: Any) -> Any:
+        os.kill(group.pids()[1], signal.SIGKILL)
+        raise TransferError("its segment cannot be opened")
+
+    monkeypatch.setattr(members, "fetch_state", die)
+    ended, _ = run_once(make_order(tmp_path, workers=2), tmp_path, Wanted(), make_group=lambda: group)
+    assert (ended.outcome, ended.cause) == (agent.RunEnded.LOST, agent.RunEnded.OUTSIDE)
+    assert "worker 1" in ended.reason and "SIGKILL" in ended.reason
 
 
 def test_a_class_on_one_side_of_the_split_is_told(tmp_path: Path) -> None:

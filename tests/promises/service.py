@@ -200,8 +200,8 @@ class Service:
     def _temporary_folders(self) -> set[str]:
         """Folders directly under /tmp that the service's command lines name."""
         names = {name for command in self.processes().values() for name in re.findall(r"/tmp/[^/\s,:=\"']+", command)}
-        own = str(self.folder)
-        return {name for name in names if not own.startswith(name) and os.path.isdir(name)}
+        kept = (str(self.folder), str(ROOT), sys.prefix)
+        return {name for name in names if not any(path.startswith(name) for path in kept) and os.path.isdir(name)}
 
     def _is_ours(self, name: str) -> bool:
         """Whether a segment is one that nobody else holds open either."""
