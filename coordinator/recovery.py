@@ -103,7 +103,7 @@ def _when(failure: GroupFailed) -> str:
 
 
 def _not_finite_sentence(failure: NotFinite, policy: job_spec_pb2.NonFinitePolicy.ValueType) -> str:
-    remedy = "lower the learning rate, or look at these rows; the last checkpoint before it is kept"
+    remedy = "lower the learning rate, or look at these rows"
     if policy == job_spec_pb2.SKIP_STEP:
         remedy = "skipping the step is not built yet; " + remedy
     found = failure.found

@@ -74,8 +74,9 @@ class Standing:
             workers=len(self.computed_rows),
             applied_rows=self.rows.up_to(self.step),
             replayed_rows=self.rows.between(self.start, min(self.step, self._furthest_step)),
-            remaining_seconds=step_s * (self._total_steps - self.step),
         )
+        if stretch.first > self.start + 1:  # the first stretch warms all up: it says nothing about the others
+            progress.remaining_seconds = step_s * (self._total_steps - self.step)
         if self.evaluation is not None:
             progress.validation_loss = self.evaluation.loss
             if self.evaluation.accuracy is not None:

@@ -209,12 +209,18 @@ class Training:
             return
 
     def _cancelled(self) -> agent.RunEnded:
-        return self._ended(agent.RunEnded.CANCELLED, f"cancelled after step {self._at.step}; the last checkpoint is kept")
+        return self._ended(agent.RunEnded.CANCELLED, f"cancelled after step {self._at.step}; {self._kept()}")
 
     def _decided(self, end: EndRun) -> agent.RunEnded:
         if end.notice:
             self._reports.notice(job.Notice.ERROR, end.notice, end.reason)
-        return self._ended(end.outcome, end.reason, end.cause)
+        reason = f"{end.reason}; {self._kept()}" if end.outcome == agent.RunEnded.FAILED else end.reason
+        return self._ended(end.outcome, reason, end.cause)
+
+    def _kept(self) -> str:
+        """What is left to take home."""
+        result = self._checkpoints.result()
+        return f"the checkpoint of step {result.step} is kept" if result else "it has no checkpoint yet"
 
     def _ended(
         self,

@@ -120,6 +120,7 @@ class ApiServer:
         """Drains and closes everything, within a deadline."""
         if hasattr(self, "health"):
             await self.health.enter_graceful_shutdown()
+            self.wakeups.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

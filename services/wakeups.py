@@ -17,6 +17,7 @@ class Wakeups:
     def __init__(self) -> None:
         self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
         self.count = 0
+        self.stopping = False
 
     @contextlib.contextmanager
     def watching(self, job_id: str) -> Iterator[asyncio.Event]:
@@ -33,6 +34,11 @@ class Wakeups:
             self._watchers[job_id].discard(event)
             if not self._watchers[job_id]:
                 del self._watchers[job_id]
+
+    def stop(self) -> None:
+        """The server stops: wakes all who watch, so that they go."""
+        self.stopping = True
+        self.wake(list(self._watchers))
 
     def wake(self, job_ids: Iterable[str]) -> None:
         """Wakes the watchers of these jobs."""

@@ -151,10 +151,19 @@ class Client:
         self._connection.call(self._jobs.DeleteTrainingJob, _checked(request))
 
     def watch(
-        self, name: str, *, after_number: int = 0, timeout_s: float | None = None, away_s: float = watching.AWAY_S
+        self,
+        name: str,
+        *,
+        after_number: int = 0,
+        timeout_s: float | None = None,
+        away_s: float = watching.AWAY_S,
+        on_away: Callable[[float], None] = lambda seconds: None,
     ) -> Iterator[training_job_pb2.JobEvent]:
-        """The events of a job after a number, until its end; a broken stream is taken up again after the last one."""
-        return watching.watch(self._connection, job_name(name), after_number, timeout_s, away_s)
+        """The events of a job after a number, until its end; a broken stream is taken up again after the last one.
+
+        `on_away` is called when the server goes away, with the seconds for which it will be awaited.
+        """
+        return watching.watch(self._connection, job_name(name), after_number, timeout_s, away_s, on_away)
 
     def wait(
         self,

@@ -50,6 +50,8 @@ def header_for(
     for option, value in foreign.items():
         if value is not None:
             raise UserError.of(option, value, f"a {suffix} file has no such option", "DATASET_OPTION")
+    if suffix == ".csv" and not label:
+        raise UserError.of("label", "", "a table needs the name of its label column: --label COLUMN", "DATASET_OPTION")
     target = header.npz if suffix == ".npz" else header.csv
     target.SetInParent()
     for option, value in wanted.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,11 +31,17 @@ LONGEST_PAUSE_S = 5.0
 
 
 def watch(
-    connection: Connection, name: str, after_number: int = 0, timeout_s: float | None = None, away_s: float = AWAY_S
+    connection: Connection,
+    name: str,
+    after_number: int = 0,
+    timeout_s: float | None = None,
+    away_s: float = AWAY_S,
+    on_away: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[training_job_pb2.JobEvent]:
     """The events of a job after a number, each once and in order, until the job has ended; beats are left out.
 
-    A broken stream is opened again after the last number. Raises UserError (no such job), ServerUnavailable when the server
+    A broken stream is opened again after the last number; `on_away` is called once per absence of the server, with the
+    seconds for which it is awaited. Raises UserError (no such job), ServerUnavailable when the server
     stays away for `away_s`, WaitTimeout after `timeout_s`.
     """
     stub = training_job_service_pb2_grpc.TrainingJobServiceStub(connection.channel)
@@ -71,7 +77,9 @@ def watch(
             return
         now = time.monotonic()
         if broken is not None:
-            away_since = away_since or now
+            if away_since is None:
+                away_since = now
+                on_away(away_s)
             if now - away_since > away_s and not (deadline is not None and now >= deadline):
                 raise ServerUnavailable(str(connection.address), f"it has been away for {away_s:g} s") from broken
         if deadline is not None:

@@ -140,6 +140,8 @@ class JobDesk:
 
         with self._wakeups.watching(identity) as changed:
             while True:
+                if self._wakeups.stopping:
+                    raise UserError.of("", "", "this server stops; watch again when it is back", "STOPPING")
                 changed.clear()
                 found, ended = await self._store.run(read)
                 for event in found:

@@ -19,6 +19,7 @@ from lockstep.v1.training_job_service_pb2 import DownloadModelRequest, DownloadM
 from services import limits
 from services.jobs import lifecycle
 from services.jobs.names import job_id
+from services.jobs.transitions import TERMINAL, State
 from services.store import Store, events
 
 WEIGHTS: Final = "model.safetensors"
@@ -101,7 +102,10 @@ def _checkpoints(connection: Connection, identity: str) -> list[Checkpoint]:
     job = lifecycle.must_find(connection, identity)
     found = events.checkpoints_of(connection, identity)
     if not found:
-        remedy = f"the job is {job.state} and has no checkpoint yet; the first comes with its first epochs, one at its end"
+        if State(job.state) in TERMINAL:
+            remedy = f"the job is {job.state}; it ended before its first checkpoint (checkpoints.every_steps gives one sooner)"
+        else:
+            remedy = f"the job is {job.state} and has no checkpoint yet; the first comes with its first epochs, one at its end"
         raise UserError.of("name", f"jobs/{identity}", remedy, "NO_CHECKPOINT")
     return found
 

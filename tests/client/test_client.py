@@ -224,9 +224,10 @@ def test_a_silent_stream_is_cut_and_opened_again(client: Client, server: FakeSer
 
     server.watches.extend([Silence(), [state_event(1, State.SUCCEEDED)]])
     begin = time.monotonic()
-    assert [event.number for event in client.watch("a")] == [1]
+    told: list[float] = []
+    assert [event.number for event in client.watch("a", on_away=told.append)] == [1]
     release.set()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 5 and told == [watching.AWAY_S]
 
 
 def test_wait_returns_the_job_in_the_state(client: Client, server: FakeServer) -> None:
@@ -282,7 +283,7 @@ def test_a_broken_upload_begins_anew_with_the_same_request_id(client: Client, se
     ("name", "content", "options", "message"),
     [
         ("a.txt", b"x", {}, r"a\.txt: got \.txt; it must end in \.npz or \.csv"),
-        ("a.csv", b"x", {}, r"csv\.label: it is required"),
+        ("a.csv", b"x", {}, r"label: a table needs"),
         ("a.npz", b"x", {"label": "y"}, r"label: got y; a \.npz file has no such option"),
         ("a.csv", b"", {"label": "y"}, r"a\.csv: got 0 bytes; the file is empty"),
         ("a.csv", b"x", {"label": "y", "delimiter": "::"}, r'csv\.delimiter: got "::"; it must match'),

@@ -149,7 +149,7 @@ def test_cancel_ends_a_stretch_under_way(tmp_path: Path) -> None:
 
     wanted.cancelled = cancelled  # type: ignore[method-assign]
     ended, _ = run_once(make_order(tmp_path, epochs=100_000), tmp_path, wanted)
-    assert ended.outcome == agent.RunEnded.CANCELLED
+    assert ended.outcome == agent.RunEnded.CANCELLED and ended.reason.endswith("it has no checkpoint yet")
     wanted = Wanted()
     wanted.pause = True
     fresh, events = run_once(make_order(tmp_path, job_id="small-0002"), tmp_path, wanted)
@@ -182,6 +182,8 @@ def test_without_a_fitting_node_the_run_waits_and_says_why(tmp_path: Path, monke
 def test_numbers_that_are_not_finite_fail_the_job_and_are_never_committed(tmp_path: Path) -> None:
     ended, events = run_once(make_order(tmp_path, learning_rate=1e30, checkpoint_steps=1, epochs=20), tmp_path)
     assert ended.outcome == agent.RunEnded.FAILED and "step" in ended.reason
+    kept = f"the checkpoint of step {ended.result.step} is kept" if ended.HasField("result") else "it has no checkpoint yet"
+    assert ended.reason.endswith(kept)
     assert "NON_FINITE" in {event.notice.reason for event in events}
     assert all(weights_finite(folder) for folder in folders(tmp_path))
 

@@ -94,6 +94,9 @@ async def test_without_a_checkpoint_it_says_so(api: Running) -> None:
     job = await api.create()
     error = await refusal(download(api, job.name))
     assert error.code() is Code.FAILED_PRECONDITION and "no checkpoint yet" in (error.details() or "")
+    await api.cancel(job.name)
+    ended = await refusal(download(api, job.name))
+    assert "CANCELLED; it ended before its first checkpoint" in (ended.details() or "")
     assert (await refusal(download(api, "jobs/none"))).code() is Code.NOT_FOUND
 
 

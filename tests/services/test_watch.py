@@ -122,6 +122,20 @@ async def test_a_reader_that_does_not_read_holds_up_nobody(api: Running) -> None
     assert rest[-1].HasField("state_change")
 
 
+async def test_a_server_that_stops_says_so_to_its_watchers(api: Running) -> None:
+    job = (await api.create()).name
+    watching = api.jobs.WatchTrainingJob(service.WatchTrainingJobRequest(name=job), metadata=METADATA, timeout=10)
+    await watching.read()
+    api.server.wakeups.stop()
+
+    async def rest() -> None:
+        while await watching.read() is not grpc.aio.EOF:
+            pass
+
+    error = await refusal(rest)
+    assert error.code() is grpc.StatusCode.UNAVAILABLE and "watch again" in (error.details() or "")
+
+
 async def test_watchers_have_a_bound_and_are_forgotten(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "WATCHERS", 1)
     job = (await api.create()).name

@@ -25,7 +25,7 @@ def follow(client: Client, name: str, as_json: bool, *, finished: bool, after_nu
     seen = training_job_pb2.StateChange()
     try:
         with nullcontext(json_line) if as_json else observer(name) as show:
-            for event in client.watch(name, after_number=after_number):
+            for event in client.watch(name, after_number=after_number, on_away=_away):
                 if event.HasField("state_change"):
                     seen = event.state_change
                 show(event)
@@ -40,6 +40,10 @@ def follow(client: Client, name: str, as_json: bool, *, finished: bool, after_nu
         _farewell(job)
     if job.state != State.SUCCEEDED:
         raise click.exceptions.Exit(NOT_SUCCEEDED)
+
+
+def _away(seconds: float) -> None:
+    talk(f"the server is away; trying again for {seconds:g} s")
 
 
 def _finished(client: Client, name: str, seen: training_job_pb2.StateChange) -> training_job_pb2.TrainingJob:

@@ -446,7 +446,7 @@ class Progress(_message.Message):
     replayed_rows: _builtins.int
     """Rows computed again after failures, over all runs."""
     remaining_seconds: _builtins.float
-    """Time the remaining steps will take at the present rate; not set before the first stretch."""
+    """Time the remaining steps will take at the present rate; not set before the second stretch."""
     def __init__(
         self,
         *,
