@@ -16,11 +16,7 @@ from pathlib import Path
 from typing import final
 
 from lockstep.contract.errors import UserError
-from lockstep.contract.manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest
-
-MANIFEST = "manifest.json"
-MODEL = "model.safetensors"
-OPTIMIZER = "optimizer.safetensors"
+from lockstep.contract.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, MODEL_FILE, OPTIMIZER_FILE, FileRecord, Manifest
 
 _HASH_BYTES = 1 << 20
 
@@ -54,7 +50,7 @@ def write_folder(target: Path, files: Mapping[str, bytes], manifest: Callable[[d
     if temporary.exists():
         shutil.rmtree(temporary)
     made = manifest({name: record_of(content) for name, content in files.items()})
-    contents = {**files, MANIFEST: made.to_json().encode()}
+    contents = {**files, MANIFEST_FILE: made.to_json().encode()}
     try:
         temporary.mkdir(parents=True)
         for name, content in contents.items():
@@ -93,7 +89,7 @@ def verify_folder(folder: Path) -> Manifest:
     for name, record in manifest.files.items():
         path = folder / name
         if Path(name).name != name:
-            raise Damaged(f"{folder / MANIFEST} names a file outside its folder, {name!r}")
+            raise Damaged(f"{folder / MANIFEST_FILE} names a file outside its folder, {name!r}")
         try:
             size = path.stat().st_size
             if size != record["size_bytes"]:
@@ -107,14 +103,14 @@ def verify_folder(folder: Path) -> Manifest:
             raise Damaged(f"{path} cannot be read ({error.strerror})") from error
         if digest.hexdigest() != record["sha256"]:
             raise Damaged(f"{path} is not what was written: its SHA-256 differs from the manifest's")
-    if not {MODEL, OPTIMIZER} <= manifest.files.keys():
-        raise Damaged(f"{folder / MANIFEST} names no {MODEL} or no {OPTIMIZER}")
+    if not {MODEL_FILE, OPTIMIZER_FILE} <= manifest.files.keys():
+        raise Damaged(f"{folder / MANIFEST_FILE} names no {MODEL_FILE} or no {OPTIMIZER_FILE}")
     return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Reads the manifest alone. Raises Damaged."""
-    path = folder / MANIFEST
+    path = folder / MANIFEST_FILE
     try:
         with path.open("rb") as file:
             content = file.read(MAX_MANIFEST_BYTES + 1)

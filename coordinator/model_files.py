@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from coordinator import limits
-from coordinator.checkpoint_folder import MODEL, OPTIMIZER
 from coordinator.snapshots import Snapshot
 from coordinator.standing import Standing
 from lockstep.contract.errors import InternalError
-from lockstep.contract.manifest import FileRecord, Manifest
+from lockstep.contract.manifest import MODEL_FILE, OPTIMIZER_FILE, FileRecord, Manifest
 from lockstep.contract.weights import weights_sha256
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from worker.build import build_optimizer_of
@@ -64,7 +63,7 @@ class ModelFiles:
             for name in self._state_names
             for tensor, values in tensors_from_flat(self._layout, snapshot.vectors[name]).items()
         }
-        return {MODEL: save(weights), OPTIMIZER: save(state)}, weights_sha256(weights.items())
+        return {MODEL_FILE: save(weights), OPTIMIZER_FILE: save(state)}, weights_sha256(weights.items())
 
     def manifest(self, files: dict[str, FileRecord], at: Standing, fingerprint: str, sha256: str) -> Manifest:
         """The manifest of the step where the run stands."""

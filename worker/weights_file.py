@@ -12,13 +12,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lockstep.contract.errors import LockstepError
+from lockstep.contract.manifest import MODEL_FILE, OPTIMIZER_FILE
 from worker.nn.parameters import public_views
 from worker.nn.shapes import ParameterLayout
 
 F32 = NDArray[np.float32]
-
-MODEL_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
 
 
 @final

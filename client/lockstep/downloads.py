@@ -15,17 +15,14 @@ import grpc
 
 from lockstep.connection import Connection, is_away
 from lockstep.contract.errors import UserError
-from lockstep.contract.manifest import MAX_MANIFEST_BYTES, Manifest
+from lockstep.contract.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, MODEL_FILE, Manifest
 from lockstep.contract.weights import weights_sha256_of_file
 from lockstep.failures import ServerUnavailable
 from lockstep.v1 import training_job_service_pb2, training_job_service_pb2_grpc
 
-MANIFEST = "manifest.json"
-WEIGHTS = "model.safetensors"
-
 # The order in which they replace older ones: the manifest last, so that it never stands beside weights it does not describe
 # for longer than one rename.
-FILES = (WEIGHTS, MANIFEST)
+FILES = (MODEL_FILE, MANIFEST_FILE)
 
 MAX_WEIGHTS_BYTES = 1 << 40
 
@@ -88,7 +85,7 @@ def _receive(connection: Connection, name: str, step: int | None, scratch: Path,
                 if current is not None:
                     current.finish()
                 header = answer.header
-                limit = MAX_MANIFEST_BYTES if header.name == MANIFEST else MAX_WEIGHTS_BYTES
+                limit = MAX_MANIFEST_BYTES if header.name == MANIFEST_FILE else MAX_WEIGHTS_BYTES
                 # The server's names are never used as paths: only the two that are known are written.
                 if header.name not in FILES or header.name in seen or header.size_bytes > limit:
                     raise _damaged(connection, f"it offered {header.name[:40]!r} of {header.size_bytes:,} bytes")
@@ -131,7 +128,7 @@ class _Incoming:
             )
         self._digest.update(chunk)
         self._file.write(chunk)
-        if self._progress is not None and self._header.name == WEIGHTS:
+        if self._progress is not None and self._header.name == MODEL_FILE:
             self._progress(self._received, self._header.size_bytes)
 
     def finish(self) -> None:
@@ -154,14 +151,14 @@ class _Incoming:
 
 def _verified(connection: Connection, scratch: Path) -> Manifest:
     """The manifest, after all that it says of the weights was found true."""
-    manifest = Manifest.from_json((scratch / MANIFEST).read_bytes(), MANIFEST)
-    record = manifest.files.get(WEIGHTS)
+    manifest = Manifest.from_json((scratch / MANIFEST_FILE).read_bytes(), MANIFEST_FILE)
+    record = manifest.files.get(MODEL_FILE)
     if record is not None:
-        with (scratch / WEIGHTS).open("rb") as file:
+        with (scratch / MODEL_FILE).open("rb") as file:
             found = {"size_bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
         if found != dict(record):
-            raise _damaged(connection, f"the manifest says {dict(record)} of {WEIGHTS}, but it is {found}")
-    computed = weights_sha256_of_file(scratch / WEIGHTS)
+            raise _damaged(connection, f"the manifest says {dict(record)} of {MODEL_FILE}, but it is {found}")
+    computed = weights_sha256_of_file(scratch / MODEL_FILE)
     if computed != manifest.weights_sha256:
         raise _damaged(connection, f"the weights hash to {computed}, but the manifest says {manifest.weights_sha256}")
     return manifest

@@ -13,7 +13,7 @@ from typing import BinaryIO, Final, final
 from sqlalchemy import Connection
 
 from lockstep.contract.errors import UserError
-from lockstep.contract.manifest import MAX_MANIFEST_BYTES, Manifest
+from lockstep.contract.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, MODEL_FILE, Manifest
 from lockstep.v1.training_job_pb2 import Checkpoint
 from lockstep.v1.training_job_service_pb2 import DownloadModelRequest, DownloadModelResponse, FileHeader
 from services import limits
@@ -22,7 +22,6 @@ from services.jobs.names import job_id
 from services.jobs.transitions import TERMINAL, State
 from services.store import Store, events
 
-WEIGHTS: Final = "model.safetensors"
 _FOLDER: Final = re.compile(r"0*([0-9]{1,19})-[0-9a-f]{6,64}")
 
 
@@ -47,12 +46,12 @@ class Models:
         try:
             manifest_bytes, manifest, weights = await asyncio.to_thread(self._open, identity, known, wanted)
             file = weights
-            record = manifest.files[WEIGHTS]
+            record = manifest.files[MODEL_FILE]
             digest = hashlib.sha256(manifest_bytes).hexdigest()
-            yield _header("manifest.json", len(manifest_bytes), digest)
+            yield _header(MANIFEST_FILE, len(manifest_bytes), digest)
             for first in range(0, len(manifest_bytes), limits.CHUNK_BYTES):
                 yield DownloadModelResponse(chunk=manifest_bytes[first : first + limits.CHUNK_BYTES])
-            yield _header(WEIGHTS, record["size_bytes"], record["sha256"])
+            yield _header(MODEL_FILE, record["size_bytes"], record["sha256"])
             while piece := await asyncio.to_thread(weights.read, limits.CHUNK_BYTES):
                 yield DownloadModelResponse(chunk=piece)
         finally:
@@ -83,15 +82,15 @@ class Models:
 
 
 def _open_folder(folder: Path, checkpoint: Checkpoint) -> tuple[bytes, Manifest, BinaryIO]:
-    with (folder / "manifest.json").open("rb") as manifest_file:
+    with (folder / MANIFEST_FILE).open("rb") as manifest_file:
         content = manifest_file.read(MAX_MANIFEST_BYTES + 1)
-    manifest = Manifest.from_json(content, str(folder / "manifest.json"))
-    if manifest.weights_sha256 != checkpoint.weights_sha256 or WEIGHTS not in manifest.files:
+    manifest = Manifest.from_json(content, str(folder / MANIFEST_FILE))
+    if manifest.weights_sha256 != checkpoint.weights_sha256 or MODEL_FILE not in manifest.files:
         raise FileNotFoundError(folder)
-    file = (folder / WEIGHTS).open("rb")
+    file = (folder / MODEL_FILE).open("rb")
     size = file.seek(0, 2)
     file.seek(0)
-    if size != manifest.files[WEIGHTS]["size_bytes"]:
+    if size != manifest.files[MODEL_FILE]["size_bytes"]:
         file.close()
         remedy = f"the file of weights has {size:,} bytes, not what its manifest says; take another checkpoint"
         raise UserError.of("step", checkpoint.step, remedy, "CHECKPOINT_DAMAGED")

@@ -15,9 +15,6 @@ import pytest
 
 from coordinator import limits
 from coordinator.checkpoint_folder import (
-    MANIFEST,
-    MODEL,
-    OPTIMIZER,
     CheckpointBroken,
     Damaged,
     NoSpace,
@@ -25,7 +22,7 @@ from coordinator.checkpoint_folder import (
     verify_folder,
 )
 from coordinator.checkpoints import Checkpoints, folder_name
-from lockstep.contract.manifest import FileRecord, Manifest
+from lockstep.contract.manifest import MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE, FileRecord, Manifest
 
 DIGEST = "d1" * 32
 
@@ -56,7 +53,7 @@ def manifest_of(step: int, fingerprint: str = "f", loss: float | None = None) ->
 
 def files_of(step: int) -> dict[str, bytes]:
     """The files of a step."""
-    return {MODEL: f"model {step}".encode() * 100, OPTIMIZER: f"optimizer {step}".encode() * 100}
+    return {MODEL_FILE: f"model {step}".encode() * 100, OPTIMIZER_FILE: f"optimizer {step}".encode() * 100}
 
 
 def open_job(folder: Path, keep: int = 3) -> Checkpoints:
@@ -168,20 +165,20 @@ def flip(path: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "model flipped": lambda folder: flip(folder / MODEL),
-    "optimizer flipped": lambda folder: flip(folder / OPTIMIZER),
-    "manifest flipped": lambda folder: (folder / MANIFEST).write_bytes(
-        (folder / MANIFEST).read_bytes().replace(b'"step"', b'"stop"')
+    "model flipped": lambda folder: flip(folder / MODEL_FILE),
+    "optimizer flipped": lambda folder: flip(folder / OPTIMIZER_FILE),
+    "manifest flipped": lambda folder: (folder / MANIFEST_FILE).write_bytes(
+        (folder / MANIFEST_FILE).read_bytes().replace(b'"step"', b'"stop"')
     ),
-    "model cut": lambda folder: os.truncate(folder / MODEL, 10),
-    "manifest cut": lambda folder: os.truncate(folder / MANIFEST, 40),
-    "manifest missing": lambda folder: (folder / MANIFEST).unlink(),
-    "optimizer missing": lambda folder: (folder / OPTIMIZER).unlink(),
+    "model cut": lambda folder: os.truncate(folder / MODEL_FILE, 10),
+    "manifest cut": lambda folder: os.truncate(folder / MANIFEST_FILE, 40),
+    "manifest missing": lambda folder: (folder / MANIFEST_FILE).unlink(),
+    "optimizer missing": lambda folder: (folder / OPTIMIZER_FILE).unlink(),
     "manifest of another step": lambda folder: shutil.copy(
-        folder.with_name(folder_name(10, DIGEST)) / MANIFEST, folder / MANIFEST
+        folder.with_name(folder_name(10, DIGEST)) / MANIFEST_FILE, folder / MANIFEST_FILE
     ),
-    "a name outside": lambda folder: (folder / MANIFEST).write_text(
-        (folder / MANIFEST).read_text().replace(MODEL, "../" + MODEL)
+    "a name outside": lambda folder: (folder / MANIFEST_FILE).write_text(
+        (folder / MANIFEST_FILE).read_text().replace(MODEL_FILE, "../" + MODEL_FILE)
     ),
 }
 
@@ -227,7 +224,7 @@ def test_damaged_ones_do_not_pile_up(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     for _ in range(limits.BAD_CHECKPOINTS_KEPT + 2):
         commit(folder, 10)
-        flip(folder / folder_name(10, DIGEST) / MODEL)
+        flip(folder / folder_name(10, DIGEST) / MODEL_FILE)
     commit(folder, 10)
     assert len([name for name in names(folder) if ".bad-" in name]) == limits.BAD_CHECKPOINTS_KEPT
 
@@ -237,7 +234,7 @@ def test_damaged_ones_of_steps_that_are_not_written_again_do_not_pile_up(tmp_pat
     commit(folder, 1)
     for step in range(2, limits.BAD_CHECKPOINTS_KEPT + 4):
         commit(folder, step)
-        flip(folder / folder_name(step, DIGEST) / MODEL)
+        flip(folder / folder_name(step, DIGEST) / MODEL_FILE)
         assert recovered(folder)[0] == 1
     bad = [f"{folder_name(step, DIGEST)}.bad-1" for step in range(4, limits.BAD_CHECKPOINTS_KEPT + 4)]
     assert names(folder) == sorted([folder_name(1, DIGEST), *bad])
@@ -273,6 +270,6 @@ def test_sigkill_at_a_system_call(tmp_path: Path, call: str) -> None:
 def test_a_manifest_that_is_no_manifest_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(Damaged, match="missing"):
         read_manifest(tmp_path)
-    (tmp_path / MANIFEST).mkdir()
+    (tmp_path / MANIFEST_FILE).mkdir()
     with pytest.raises(Damaged, match="cannot be read"):
         read_manifest(tmp_path)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from coordinator import checkpoint_folder, limits, members
-from coordinator.checkpoint_folder import MODEL, NoSpace
+from coordinator.checkpoint_folder import NoSpace
 from coordinator.group.local import LocalGroup
 from coordinator.model_files import ModelFiles
+from lockstep.contract.manifest import MODEL_FILE
 from lockstep.contract.weights import weights_sha256_of_file
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from tests.coordinator.one_run import Wanted, kinds, run_once
@@ -58,7 +59,7 @@ def test_three_workers_give_the_weights_and_curves_of_one(tmp_path: Path, undist
     assert {step for step, name in points if name == "loss"} == set(range(1, 10))
     assert {step for step, name in points if name == "validation_accuracy"} == {3, 6, 9}
     (folder,) = folders(tmp_path)
-    assert weights_sha256_of_file(folder / MODEL) == ended.result.weights_sha256
+    assert weights_sha256_of_file(folder / MODEL_FILE) == ended.result.weights_sha256
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["class_names"] == ["a", "b", "c"] and len(manifest["preprocessing"]["standardize"]["mean"]) == 8
 
@@ -86,7 +87,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_notice(tmp_path: Path, undis
     order = make_order(tmp_path, checkpoint_steps=2)
     run_once(order, tmp_path)
     for folder in folders(tmp_path)[-2:]:
-        with (folder / MODEL).open("r+b") as file:
+        with (folder / MODEL_FILE).open("r+b") as file:
             file.seek(-1, os.SEEK_END)
             file.write(b"\xff")
     order.run_number = 2
@@ -94,7 +95,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_notice(tmp_path: Path, undis
     assert ended.result.weights_sha256 == undisturbed.result.weights_sha256
     notices = [event.notice for event in events if event.WhichOneof("event") == "notice"]
     assert [notice.reason for notice in notices] == ["CHECKPOINT_DAMAGED"] * 2
-    assert MODEL in notices[0].text and "step" in notices[0].text
+    assert MODEL_FILE in notices[0].text and "step" in notices[0].text
 
 
 def test_a_killed_worker_ends_the_run_as_lost_and_is_named(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def weights_finite(folder: Path) -> bool:
     import numpy as np
     from safetensors.numpy import load_file
 
-    return all(np.isfinite(values).all() for values in load_file(folder / MODEL).values())
+    return all(np.isfinite(values).all() for values in load_file(folder / MODEL_FILE).values())
 
 
 def test_a_checkpoint_without_space_is_put_off_and_the_last_one_waits_for_it(

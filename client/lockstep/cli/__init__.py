@@ -13,7 +13,7 @@ def main() -> NoReturn:
     """The `lockstep` command."""
     # Where a stream was closed (`>&-`), what is said goes nowhere, and no socket of ours takes its place.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end of the process
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - likewise
     try:
         from lockstep.cli.app import run
 

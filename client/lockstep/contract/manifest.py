@@ -13,6 +13,11 @@ from lockstep.contract.errors import UserError
 
 FORMAT = 1
 
+# The files of a checkpoint.
+MANIFEST_FILE = "manifest.json"
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+
 # A manifest holds names and settings, never weights.
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
@@ -65,7 +70,7 @@ class Manifest:
         return json.dumps(_encoded(asdict(self)), sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes, place: str = "manifest.json") -> Manifest:
+    def from_json(cls, text: str | bytes, place: str = MANIFEST_FILE) -> Manifest:
         """Reads what `to_json` wrote. Raises UserError where it is damaged or of a format this version does not know."""
         if len(text) > MAX_MANIFEST_BYTES:
             raise _damaged(place, f"it has {len(text):,} bytes, above {MAX_MANIFEST_BYTES:,}")
