@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -114,16 +115,18 @@ def test_the_agent_stays_awake_while_a_disk_is_slow(tmp_path: Path, monkeypatch:
         let, loop = threading.Event(), threading.get_ident()
         at_work: list[str] = []
 
-        def slow(name: str) -> Callable[..., None]:
-            def act(*arguments: object, **options: object) -> None:
+        def slow(name: str, work: Callable[..., None]) -> Callable[..., None]:
+            def act(*arguments: Any) -> None:
                 assert threading.get_ident() != loop
                 at_work.append(name)
                 assert let.wait(10)
+                work(*arguments)
 
             return act
 
-        monkeypatch.setattr("coordinator.reconciler.append_lost", slow("append"))
-        monkeypatch.setattr("coordinator.reconciler.shutil.rmtree", slow("remove"))
+        monkeypatch.setattr("coordinator.reconciler.append_lost", slow("append", lambda *arguments: None))
+        # It does remove: a folder that still stands is rightly removed again by the next round.
+        monkeypatch.setattr("coordinator.reconciler.shutil.rmtree", slow("remove", shutil.rmtree))
         (tmp_path / "spool").mkdir()
         (tmp_path / "spool" / "c-d-1.events").touch()
         (tmp_path / "checkpoints" / "gone").mkdir(parents=True)
