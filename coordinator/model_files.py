@@ -19,7 +19,7 @@ from lockstep.contract.errors import InternalError
 from lockstep.contract.manifest import MODEL_FILE, OPTIMIZER_FILE, FileRecord, Manifest
 from lockstep.contract.weights import weights_sha256
 from lockstep.internal.v1 import agent_service_pb2 as agent
-from worker.build import build_optimizer_of
+from worker.build import state_names
 from worker.data.columns import Columns, open_columns
 from worker.data.standardize import fit_standardize
 from worker.nn.shapes import parameter_layout
@@ -42,7 +42,7 @@ class ModelFiles:
         self.input_shape = tuple(int(size) for size in self._dataset["input_shape"])
         self.classes = "classes" in self._dataset["target"]
         self._layout = parameter_layout(architecture(order.spec.model, self.input_shape))
-        self._state_names = build_optimizer_of(order.spec).state_names
+        self._state_names = state_names(order.spec)
         self._preprocessing: dict[str, Any] | None = None
 
     @property

@@ -10,7 +10,7 @@ from typing import final
 
 from lockstep.contract.arithmetic import default_shards
 from lockstep.internal.v1.worker_pb2 import PrepareReply, PrepareRequest, SnapshotReply
-from worker.build import build_model, build_optimizer_of
+from worker.build import build_model, build_update
 from worker.collective.barrier import Barrier
 from worker.collective.handshake import Membership
 from worker.collective.layout import ExchangeLayout, block_borders
@@ -52,7 +52,7 @@ class Assignment:
 
         self._columns = open_columns(self._files / "datasets" / order.dataset_digest)
         self._layout = parameter_layout(architecture(order.spec.model, self._columns.input_shape))
-        self._optimizer = build_optimizer_of(order.spec)
+        self._update = build_update(order.spec, self._layout)
         tensors = [(entry.offset, entry.offset + entry.size) for entry in self._layout.entries]
         self._exchange = ExchangeLayout(block_borders(tensors, self._layout.size), self._shards, self.nodes)
         self._training_rows, self._validation_rows = validation_split(
@@ -147,9 +147,7 @@ class Assignment:
                 shards=self._shards,
                 owned=owned,
             ),
-            reduction=Reduction(
-                self._exchange, self.rank, memory, self._barrier, self._links, self._optimizer, self._deadlines
-            ),
+            reduction=Reduction(self._exchange, self.rank, memory, self._barrier, self._links, self._update, self._deadlines),
             memory=memory,
             optimizer=optimizer_record(self._spec.optimizer),
             deadlines=self._deadlines,
@@ -168,8 +166,8 @@ class Assignment:
                 read_parameters(folder, self._layout, self._memory.parameters)
             else:
                 self._model.initialize()
-        vectors = read_state(folder, self._layout, self._optimizer.state_names) if checkpoint_folder else {}
-        for name, own in zip(self._optimizer.state_names, self._memory.state, strict=True):
+        vectors = read_state(folder, self._layout, self._update.state_names) if checkpoint_folder else {}
+        for name, own in zip(self._update.state_names, self._memory.state, strict=True):
             own[:] = vectors[name][slice(*self.chunk)] if vectors else 0
         self.stretches.step = step
 
@@ -180,7 +178,7 @@ class Assignment:
         reply = SnapshotReply(step=step)
         if self.rank == 0:
             reply.vectors.add(name="parameters", first=0, end=self._layout.size, segment_offset=self._segment_layout.parameters)
-        for name, at in zip(self._optimizer.state_names, self._segment_layout.state, strict=True):
+        for name, at in zip(self._update.state_names, self._segment_layout.state, strict=True):
             reply.vectors.add(name=name, first=first, end=end, segment_offset=at)
         return reply
 
@@ -194,8 +192,8 @@ class Assignment:
             return None
         if name == "parameters":
             return memory.parameters[first:end] if first <= end <= self._layout.size else None
-        if name in self._optimizer.state_names and (first, end) == self.chunk:
-            return memory.state[self._optimizer.state_names.index(name)]
+        if name in self._update.state_names and (first, end) == self.chunk:
+            return memory.state[self._update.state_names.index(name)]
         return None
 
     def abandon(self, error: BaseException) -> None:
@@ -222,7 +220,7 @@ class Assignment:
         leads = self._exchange.leader(self.nodes[rank]) == rank
         subtrees = len(self._exchange.worker_subtrees(rank, self._shards))
         return SegmentLayout.of(
-            self._layout.size if leads else 0, (subtrees, self._layout.size), (len(self._optimizer.state_names), end - first)
+            self._layout.size if leads else 0, (subtrees, self._layout.size), (len(self._update.state_names), end - first)
         )
 
     def _gradients(self, rank: int, segment: Segment, layout: SegmentLayout) -> F32:

@@ -5,6 +5,7 @@ Most defaults are read from where they are written, the rules of the fields; the
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -13,7 +14,8 @@ from google.protobuf.message import Message
 from lockstep.contract.arithmetic import default_shards, point_interval
 from lockstep.contract.rules import rules_of
 from lockstep.v1.job_spec_pb2 import JobSpec
-from worker.specs import Architecture, DenseRecord
+from lockstep.v1.model_pb2 import Layer
+from worker.specs import InitializerRecord, LayerRecord, ParallelRecord, ResidualRecord
 
 _WHOLE = frozenset(
     {
@@ -49,11 +51,20 @@ def fill(spec: JobSpec) -> list[str]:
     return warnings
 
 
-def fill_initializers(spec: JobSpec, architecture: Architecture) -> None:
-    """Writes down the initializer of each layer that has weights."""
-    for layer, record in zip(spec.model.layers, architecture.layers, strict=True):
-        if isinstance(record, DenseRecord) and not layer.dense.HasField("initializer"):
-            getattr(layer.dense.initializer, record.initializer).SetInParent()
+def fill_initializers(layers: Iterable[Layer], records: Sequence[LayerRecord]) -> None:
+    """Writes down the initializer of each layer whose weights are drawn by one, those inside other layers included."""
+    for layer, record in zip(layers, records, strict=True):
+        if isinstance(record, ResidualRecord):
+            fill_initializers(layer.residual.layers, record.layers)
+            fill_initializers(layer.residual.shortcut, record.shortcut)
+        elif isinstance(record, ParallelRecord):
+            for branch, inner in zip(layer.parallel.branches, record.branches, strict=True):
+                fill_initializers(branch.layers, inner)
+        else:
+            given = getattr(record, "initializer", None)
+            message = getattr(layer, record.kind)
+            if isinstance(given, InitializerRecord) and not message.HasField("initializer"):
+                getattr(message.initializer, given.kind).SetInParent()
 
 
 def fill_evaluation(spec: JobSpec, steps_per_epoch: int) -> None:

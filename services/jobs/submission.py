@@ -72,7 +72,7 @@ def prepare(asked: JobSpec, version: Version | None, known_datasets: Sequence[st
     if wrong:
         raise UserError(wrong[: limits.VIOLATIONS])
     assert version is not None and model is not None and optimizer is not None
-    resolve.fill_initializers(spec, model)
+    resolve.fill_initializers(spec.model.layers, model.layers)
     plan = make_plan(spec, version.schema, model, optimizer)
     resolve.fill_evaluation(spec, plan.steps_per_epoch)
     spec.dataset = f"datasets/{version.dataset_id}@{version.digest}"

@@ -103,8 +103,8 @@ def test_all_violations_at_once() -> None:
     [
         ({"optimizer": {"sgd": {"learning_rate": -0.1}}}, "optimizer.sgd.learning_rate"),
         ({"optimizer": {"sgd": {"learning_rate": "Infinity"}}}, "optimizer.sgd.learning_rate"),
-        ({"optimizer": {"adam": {"learning_rate": 0.1}}}, "optimizer.adam"),
-        ({"model": {"layers": [{"conv2d": {"filters": 1, "kernel": {"height": 1, "width": 1}}}]}}, "model.layers[0].conv2d"),
+        ({"optimizer": {"lamb": {"learning_rate": 0.1}}}, "optimizer.lamb"),
+        ({"model": {"layers": [{"dense": {"units": 10}}, {"batch_norm": {}}]}}, "model.layers[1].batch_norm"),
         ({"model": {"layers": [{}]}}, "model.layers[0]"),
         ({"loss": {"mean_squared_error": {}}}, "loss.mean_squared_error"),
         ({"workers": {"min": 3, "max": 2}}, "workers.min"),
@@ -121,7 +121,7 @@ def test_each_wrong_thing_is_named(changes: dict[str, object], place: str) -> No
 def test_shapes_that_do_not_meet() -> None:
     images = Version("images", DIGEST, DatasetSchema(rows=100, input_shape=[8, 8], classes=ClassTarget(count=10)))
     wrong = refused(spec(), images)
-    assert "flatten" in wrong["model.layers[0].dense"]
+    assert "flatten" in wrong["model.layers[2].dense"]
 
 
 def test_outputs_of_numbers_must_be_as_many() -> None:

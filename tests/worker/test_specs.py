@@ -17,14 +17,19 @@ from worker.specs import (
     ConstantSchedule,
     DenseRecord,
     FlattenRecord,
+    InitializerRecord,
     MeanSquaredErrorRecord,
     MomentumRecord,
+    ParallelRecord,
+    PenaltyRecord,
     ReluRecord,
+    ResidualRecord,
     SgdRecord,
     SoftmaxCrossEntropyRecord,
     architecture,
     loss_record,
     optimizer_record,
+    penalty_record,
 )
 
 
@@ -54,34 +59,53 @@ def test_layers_and_defaults() -> None:
     assert architecture(model, (2, 5)) == Architecture(
         (
             FlattenRecord(),
-            DenseRecord(8, True, "he_normal"),
+            DenseRecord(8, True, InitializerRecord("he_normal")),
             ReluRecord(),
-            DenseRecord(4, False, "lecun_normal"),
-            DenseRecord(3, True, "glorot_uniform"),
+            DenseRecord(4, False, InitializerRecord("lecun_normal")),
+            DenseRecord(3, True, InitializerRecord("glorot_uniform")),
         ),
         (2, 5),
     )
 
 
-def test_all_that_is_not_built_is_named_at_once() -> None:
-    model = ModelSpec(
-        layers=[
-            layer('{"conv2d": {"filters": 8, "kernel": {"height": 3, "width": 3}}}'),
-            layer('{"dense": {"units": 4, "initializer": {"orthogonal": {}}}}'),
-            Layer(),
-            layer('{"gelu": {}}'),
-        ]
+def test_layers_inside_layers() -> None:
+    inner = '{"residual": {"layers": [{"dense": {"units": 5}}, {"relu": {}}], "shortcut": [{"dense": {"units": 5}}]}}'
+    branches = '{"parallel": {"join": "ADD", "branches": [{"layers": [{"relu": {}}]}, {}]}}'
+    he, glorot = InitializerRecord("he_normal"), InitializerRecord("glorot_uniform")
+    assert architecture(ModelSpec(layers=[layer(inner), layer(branches)]), (3,)).layers == (
+        ResidualRecord((DenseRecord(5, True, he), ReluRecord()), (DenseRecord(5, True, glorot),)),
+        ParallelRecord(((ReluRecord(),), ()), "add"),
     )
+
+
+def test_all_that_is_wrong_is_named_at_once() -> None:
     with pytest.raises(UserError) as raised:
-        architecture(model, (8,))
+        architecture(ModelSpec(layers=[Layer(), layer('{"relu": {}}'), layer('{"residual": {"layers": [{}]}}')]), (8,))
+    assert violations(raised) == [
+        ("model.layers[0]", "INVALID_FIELD"),
+        ("model.layers[2].residual.layers[0]", "INVALID_FIELD"),
+    ]
+    assert "exactly one layer must be given: dense, flatten, " in str(raised.value)
+
+
+def test_what_is_not_built_is_refused() -> None:
+    conv = '{"conv2d": {"filters": 8, "kernel": {"height": 3, "width": 3}}}'
+    dense = '{"dense": {"units": 4, "initializer": {"orthogonal": {}}}}'
+    with pytest.raises(UserError) as raised:
+        architecture(ModelSpec(layers=[layer(conv), layer(dense)]), (8,))
     assert violations(raised) == [
         ("model.layers[0].conv2d", "LAYER_NOT_BUILT"),
         ("model.layers[1].dense.initializer.orthogonal", "INITIALIZER_NOT_BUILT"),
-        ("model.layers[2]", "INVALID_FIELD"),
-        ("model.layers[3].gelu", "LAYER_NOT_BUILT"),
     ]
-    assert "model.layers[0].conv2d: this layer is not built yet; use one of: dense, flatten, relu" in str(raised.value)
-    assert "model.layers[2]: exactly one layer must be given: dense, flatten, relu" in str(raised.value)
+
+
+def test_layers_lie_only_so_deep() -> None:
+    deep = '{"relu": {}}'
+    for _ in range(9):
+        deep = f'{{"residual": {{"layers": [{deep}]}}}}'
+    with pytest.raises(UserError) as raised:
+        architecture(ModelSpec(layers=[layer(deep)]), (8,))
+    assert [reason for _, reason in violations(raised)] == ["MODEL_TOO_DEEP"]
 
 
 def test_every_layer_of_the_contract_is_built_or_refused() -> None:
@@ -113,8 +137,13 @@ def test_losses() -> None:
     assert loss_record(loss(mean_squared_error={})) == MeanSquaredErrorRecord()
 
 
+def test_penalties() -> None:
+    assert penalty_record(loss(mean_squared_error={})) == PenaltyRecord(0, 0)
+    assert penalty_record(loss(mean_squared_error={}, l1=0.1, l2=0.2)) == PenaltyRecord(0.1, 0.2)
+
+
 def test_losses_that_are_not_built() -> None:
-    given = loss(softmax_cross_entropy={"label_smoothing": 0.1, "class_weights": [1, 2], "ignored_label": 0}, l1=0.1, l2=0.2)
+    given = loss(softmax_cross_entropy={"label_smoothing": 0.1, "class_weights": [1, 2], "ignored_label": 0})
     with pytest.raises(UserError) as raised:
         loss_record(given)
     places = [
@@ -122,7 +151,7 @@ def test_losses_that_are_not_built() -> None:
         "softmax_cross_entropy.class_weights",
         "softmax_cross_entropy.ignored_label",
     ]
-    assert violations(raised) == [(f"loss.{name}", "OPTION_NOT_BUILT") for name in [*places, "l1", "l2"]]
+    assert violations(raised) == [(f"loss.{name}", "OPTION_NOT_BUILT") for name in places]
     with pytest.raises(UserError) as raised:
         loss_record(loss(huber={}))
     assert violations(raised) == [("loss.huber", "LOSS_NOT_BUILT")]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import final
 
 import numpy as np
@@ -42,8 +43,9 @@ class StepSums:
 @final
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of the own chunk: sums along the tree, then the update; `gradient` is scratch."""
+    """A block of the own chunk, from `first` of the vector: sums along the tree, then the update; `gradient` is scratch."""
 
+    first: int
     additions: list[Addition]
     total: F32
     gradient: F32
@@ -63,9 +65,17 @@ class NodeSums:
 
 @final
 class StepPlan:
-    """The plan of worker `rank` for batches whose first `filled` shards have rows."""
+    """The plan of worker `rank` for batches whose first `filled` shards have rows; no block of its chunk crosses a cut."""
 
-    def __init__(self, layout: ExchangeLayout, rank: int, memory: NodeMemory, filled: int, scratch: ScratchBlocks) -> None:
+    def __init__(
+        self,
+        layout: ExchangeLayout,
+        rank: int,
+        memory: NodeMemory,
+        filled: int,
+        scratch: ScratchBlocks,
+        cuts: Sequence[int] = (),
+    ) -> None:
         self._layout, self._memory, self._scratch, self._node = layout, memory, scratch, layout.nodes[rank]
         self._members = layout.members[self._node]
         # Where the vector of each subtree of this node lies: (worker, index among its vectors).
@@ -93,7 +103,12 @@ class StepPlan:
             self._reports[carrier] = report
             self.gradients_in.append((carrier, _parts(report, *received)))
         self._total = ScalarSum((0, layout.shards), places)
-        self.blocks = [self._block(vectors, (first, end), at) for at in range(first, end, BLOCK_FLOATS)]
+        borders = [first, *(cut for cut in cuts if first < cut < end), end]
+        self.blocks = [
+            self._block(vectors, first, at, min(at + BLOCK_FLOATS, last))
+            for begin, last in pairwise(borders)
+            for at in range(begin, last, BLOCK_FLOATS)
+        ]
         self.gradients_out = [self._sums_for(owner) for owner in layout.carried(rank)]
         own = _parts(memory.parameters[first:end])
         self.parameters_out = [(carrier, own) for carrier in layout.carriers(rank) if own]
@@ -112,13 +127,12 @@ class StepPlan:
         for index, sums in enumerate(self._node_totals):
             report[1 + 2 * index], report[2 + 2 * index] = sums.of(reports)
 
-    def _block(self, vectors: Mapping[Subtree, F32], chunk: tuple[int, int], at: int) -> Block:
-        end = min(at + BLOCK_FLOATS, chunk[1])
-        inner = slice(at - chunk[0], end - chunk[0])
+    def _block(self, vectors: Mapping[Subtree, F32], chunk_first: int, at: int, end: int) -> Block:
+        inner = slice(at - chunk_first, end - chunk_first)
         pieces = {subtree: vector[inner] for subtree, vector in vectors.items()}
         sums = VectorSum((0, self._layout.shards), pieces, self._scratch)
         state = tuple(vector[inner] for vector in self._memory.state)
-        return Block(sums.additions, sums.total, sums.free, self._memory.parameters[at:end], state)
+        return Block(at, sums.additions, sums.total, sums.free, self._memory.parameters[at:end], state)
 
     def _sums_for(self, owner: int) -> NodeSums:
         """This node's sums of the owner's chunk, one per subtree: a worker's own vector, or summed into memory for it."""

@@ -24,10 +24,18 @@ from worker.nn.shapes import BLOCK_FLOATS
 
 
 class Update(Protocol):
-    """An optimizer: elementwise and in place on equal-length 1-D views."""
+    """What moves the parameters: elementwise and in place on equal-length 1-D views that no cut divides."""
 
-    def apply(self, parameters: F32, gradient: F32, state: tuple[F32, ...], step: int, learning_rate: float) -> None:
-        """One step on a block."""
+    @property
+    def cuts(self) -> Sequence[int]:
+        """Where in the flat vector the update changes its kind."""
+        ...
+
+    def apply(
+        self, first: int, parameters: F32, gradient: F32, state: tuple[F32, ...], step: int, learning_rate: float
+    ) -> None:
+        """One step on the block that begins at `first`; the gradient is the mean, and may be overwritten."""
+        ...
 
 
 @final
@@ -69,7 +77,9 @@ class Reduction:
         """Joins the step; `filled` shards have rows. The sums are per subtree of this worker; the vectors are in its memory."""
         plan = self._plans.get(filled)
         if plan is None:
-            plan = self._plans[filled] = StepPlan(self._layout, self._rank, self._memory, filled, self._scratch)
+            plan = self._plans[filled] = StepPlan(
+                self._layout, self._rank, self._memory, filled, self._scratch, self._update.cuts
+            )
         report = self._report
         report[0] = 1.0 if finite else 0.0
         for index, value in enumerate(loss_sums):
@@ -95,7 +105,7 @@ class Reduction:
             for left, right, out in block.additions:
                 add(left, right, out=out)
             divide(block.total, by, out=block.gradient)
-            apply(block.parameters, block.gradient, block.state, step, learning_rate)
+            apply(block.first, block.parameters, block.gradient, block.state, step, learning_rate)
 
     def _exchange_gradients(self, plan: StepPlan, step: int) -> None:
         for rank, parts in plan.gradients_in:

@@ -13,8 +13,9 @@ from typing import TypeAlias, TypeVar, final
 import numpy as np
 
 from lockstep.contract.errors import InternalError
-from worker.nn.parameters import Array, aligned_zeros
-from worker.nn.shapes import BLOCK_FLOATS, LayerShapes, ParameterEntry, ParameterLayout
+from worker.nn.arena import Arena
+from worker.nn.parameters import Array
+from worker.nn.shapes import BLOCK_FLOATS, ParameterLayout, TensorEntry
 
 Node: TypeAlias = tuple[int, int]
 T = TypeVar("T")
@@ -65,25 +66,23 @@ class Span:
     layer: int
     first: int
     end: int
-    entries: tuple[ParameterEntry, ...]
+    entries: tuple[TensorEntry, ...]
 
 
-def spans(layers: Sequence[LayerShapes], layout: ParameterLayout) -> list[Span]:
-    """Cuts the vector between layers: small neighbours together, so that few calls combine them; large ones alone."""
-    groups: list[list[tuple[int, ParameterEntry]]] = []
-    entries = iter(layout.entries)
-    for index, layer in enumerate(layers):
-        own = [(index, next(entries)) for _ in layer.tensors]
-        if not own:
-            continue
-        first = groups[-1][0][1].offset if groups else 0
-        if groups and own[-1][1].offset + own[-1][1].size - first <= BLOCK_FLOATS:
-            groups[-1].extend(own)
+def spans(layout: ParameterLayout) -> list[Span]:
+    """Cuts the vector between tensors: small neighbours together, so that few calls combine them; large ones alone.
+
+    A span is complete with the backward pass of the lowest of its layers, since that pass goes down.
+    """
+    groups: list[list[TensorEntry]] = []
+    for entry in layout.entries:
+        if groups and entry.offset + entry.size - groups[-1][0].offset <= BLOCK_FLOATS:
+            groups[-1].append(entry)
         else:
-            groups.append(own)
-    ends = [group[0][1].offset for group in groups[1:]] + [layout.size]
+            groups.append([entry])
+    ends = [group[0].offset for group in groups[1:]] + [layout.size]
     return [
-        Span(group[0][0], group[0][1].offset, end, tuple(entry for _, entry in group))
+        Span(min(entry.layer for entry in group), group[0].offset, end, tuple(group))
         for group, end in zip(groups, ends, strict=True)
     ]
 
@@ -147,6 +146,14 @@ def _plan_node(program: Program, node: Node, block: Array, out: Array) -> None:
         program.copies.append((result, out))
 
 
-def span_stack(all_spans: Sequence[Span], leaves: int, dtype: np.dtype[np.floating]) -> Array:
-    """The scratch that all spans' stacks take in turn: (leaves * the largest span,)."""
-    return aligned_zeros((leaves * max((span.end - span.first for span in all_spans), default=0),), dtype)
+def span_stacks(all_spans: Sequence[Span], leaves: int, dtype: np.dtype[np.floating]) -> list[Array]:
+    """Scratch for each span's stack, (leaves, span); spans that the backward pass never has open at once share."""
+    arena = Arena(np.dtype(dtype))
+    for _ in range(2):
+        stacks = [
+            arena.array((leaves, span.end - span.first), None, -max(entry.layer for entry in span.entries), -span.layer)
+            for span in all_spans
+        ]
+        if not arena.placed:
+            arena.place()
+    return stacks

@@ -6,6 +6,7 @@ or outputs, R rows.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, final
@@ -19,7 +20,7 @@ from worker.specs import LossRecord, MeanSquaredErrorRecord, SoftmaxCrossEntropy
 
 
 class Loss(ABC):
-    """A loss at one stack shape. After `forward`: `row_losses` (S, R) and `loss_sums` (S,), both float64."""
+    """A loss at one stack shape. After `forward`: `row_losses` (S, R), `loss_sums` and `denominators` (S,), float64."""
 
     # The dtype of targets, and whether a row's target is a single class.
     target_dtype: np.dtype[Any]
@@ -27,10 +28,12 @@ class Loss(ABC):
     def __init__(self, shards: int, outputs: int, rows: int, dtype: np.dtype[Any]) -> None:
         self.row_losses = np.zeros((shards, rows), np.float64)
         self.loss_sums = np.zeros(shards, np.float64)
+        self.denominators = np.zeros(shards, np.float64)
+        self.denominators.fill(rows)
 
     @staticmethod
     @abstractmethod
-    def target_shape(outputs: int) -> tuple[int, ...]:
+    def target_shape(output_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one row's target."""
 
     @abstractmethod
@@ -73,7 +76,7 @@ class SoftmaxCrossEntropy(Loss):
         self.index_SR = np.zeros((shards, rows), np.int64)
 
     @staticmethod
-    def target_shape(outputs: int) -> tuple[int, ...]:
+    def target_shape(output_shape: tuple[int, ...]) -> tuple[int, ...]:
         return ()
 
     def forward(self, z_SKR: Array, y_SR: NDArray[Any]) -> None:
@@ -130,8 +133,8 @@ class MeanSquaredError(Loss):
         self.factor = np.array(2 / outputs, dtype)
 
     @staticmethod
-    def target_shape(outputs: int) -> tuple[int, ...]:
-        return (outputs,)
+    def target_shape(output_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return output_shape
 
     def forward(self, z_SKR: Array, y_SRK: NDArray[Any]) -> None:
         self.z_SKR = z_SKR
@@ -157,7 +160,9 @@ LOSSES: dict[type[Any], type[Loss]] = {
 }
 
 
-def build_loss(record: LossRecord, shards: int, outputs: int, rows: int, dtype: np.dtype[Any]) -> Loss:
-    """The loss of a record at one stack shape."""
+def build_loss(
+    record: LossRecord, shards: int, rows: int, output_shape: tuple[int, ...], dtype: np.dtype[Any], training: bool = True
+) -> Loss:
+    """The loss of a record at one stack shape; `output_shape` is of one row, and has one axis."""
     make: Callable[[int, int, int, np.dtype[Any]], Loss] = LOSSES[type(record)]
-    return make(shards, outputs, rows, dtype)
+    return make(shards, math.prod(output_shape), rows, dtype)

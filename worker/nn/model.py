@@ -15,14 +15,15 @@ from lockstep.contract.errors import UserError
 from worker.limits import MAX_PASSES
 from worker.nn.combination import Node, check_nodes, tree_sum
 from worker.nn.initializers import INITIALIZERS
-from worker.nn.losses import LOSSES
+from worker.nn.layers import Layout
+from worker.nn.losses import build_loss
 from worker.nn.parameters import Array, aligned_zeros, public_views
 from worker.nn.passes import Network, StackPass, StepPass
 from worker.nn.search import NonFinitePlace, search
 from worker.nn.shapes import layer_shapes, parameter_layout
 from worker.nn.streams import Streams
 from worker.randomness import Purpose, Stream
-from worker.specs import Architecture, DenseRecord, LossRecord
+from worker.specs import Architecture, LossRecord
 
 Stack = tuple[Array, NDArray[Any]]
 
@@ -91,11 +92,12 @@ class Model:
         self._gradients = aligned_zeros((1, self.layout.size), self.dtype) if gradients is None else gradients
         self._owns_gradients = gradients is None
         self._check_vector("gradients", self._gradients, (len(self._gradients), self.layout.size))
-        self._network = Network(architecture, loss, shapes, self.layout, self.parameters)
+        self._network = Network(loss, shapes, self.layout, self.parameters)
         self.input_shape = self._network.input_shape
-        loss_class = LOSSES[type(loss)]
-        self.target_dtype = getattr(loss_class, "target_dtype", self.dtype)
-        self.target_shape = loss_class.target_shape(self._network.outputs)
+        # One row is enough to ask what targets the loss takes.
+        asked = build_loss(loss, 1, 1, self._network.output_shape, self.dtype, training=False)
+        self.target_dtype = np.dtype(asked.target_dtype)
+        self.target_shape = asked.target_shape(self._network.output_shape)
         self._steps: dict[tuple[Any, ...], StepPass] = {}
         self._known: dict[int, _Known] = {}
         self._evaluation: StackPass | None = None
@@ -116,15 +118,13 @@ class Model:
         return public_views(self.layout, self._gradients[row])
 
     def initialize(self) -> None:
-        """Draws the initial weights from the seed: the stream of each layer, in the public layout's C order; biases are 0."""
+        """Draws the initial weights from the seed: from each layer's stream its tensors in turn, in public C order."""
         self.parameters.fill(0)
         tensors = self.named_parameters()
-        for index, record in enumerate(self.architecture.layers):
-            if isinstance(record, DenseRecord):
-                weight = tensors[f"{index}.dense.weight"]
-                inputs, outputs = weight.shape
-                stream = Stream(self.seed, Purpose.INITIAL_WEIGHTS, layer=index)
-                weight[...] = INITIALIZERS[record.initializer](stream, inputs, outputs, weight.size).reshape(weight.shape)
+        streams: dict[int, Stream] = {}
+        for entry in sorted(self.layout.entries, key=lambda entry: entry.layer):
+            stream = streams.setdefault(entry.layer, Stream(self.seed, Purpose.INITIAL_WEIGHTS, layer=entry.layer))
+            tensors[entry.name][...] = INITIALIZERS[entry.initial.kind](stream, entry.initial, entry.shape)
 
     def loss_and_gradient(
         self, stacks: Sequence[Stack], combine: Sequence[Node] | None = None, streams: Streams | None = None
@@ -137,9 +137,10 @@ class Model:
         with one gradient sum per node.
         """
         step = self._step(stacks, combine)
-        losses, finite = step.run(stacks, streams)
+        losses, denominators, finite = step.run(stacks, streams)
         loss_sums = tuple([tree_sum(node, losses) for node in step.nodes])
-        return Result(loss_sums, step.denominators, finite and math.isfinite(sum(losses)))
+        weights = tuple([tree_sum(node, denominators) for node in step.nodes])
+        return Result(loss_sums, weights, finite and math.isfinite(sum(losses)))
 
     def locate_non_finite(
         self, stacks: Sequence[Stack], combine: Sequence[Node] | None = None, streams: Streams | None = None
@@ -154,12 +155,13 @@ class Model:
         """
         rows = len(x)
         self._check_rows(x, rows)
-        shape = self._network.shapes[-1].output_shape
+        shape = self._network.output_shape
         out = np.empty((rows, *shape), self.dtype)
         for first in range(0, rows, EVALUATION_BLOCK_ROWS):
             part = x[first : first + EVALUATION_BLOCK_ROWS]
-            z_KR = self._evaluate(part)[0]
-            out[first : first + len(part)] = z_KR[:, : len(part)].T.reshape(len(part), *shape)
+            z = self._evaluate(part)[0]
+            rows_first = z if self._network.result_layout is Layout.ROWS_FIRST else z.T
+            out[first : first + len(part)] = rows_first[: len(part)]
         return out
 
     def evaluate_block(self, x: Array, y: NDArray[Any]) -> tuple[float, float, int]:
@@ -168,13 +170,13 @@ class Model:
         self._check_rows(x, rows)
         if rows > EVALUATION_BLOCK_ROWS or y.shape != (rows, *self.target_shape) or y.dtype != self.target_dtype:
             self._refuse(x[None], y[None])
-        z_1KR = self._evaluate(x)
+        z = self._evaluate(x)
         evaluation = self._evaluation_pass()
         target = self._evaluation_target
         target[0, :rows] = y
         target[0, rows:] = 0
-        correct = evaluation.loss.correct(z_1KR, target, rows)
-        evaluation.loss.forward(z_1KR, target)
+        correct = evaluation.loss.correct(z, target, rows)
+        evaluation.loss.forward(z, target)
         return float(np.add.reduce(evaluation.loss.row_losses[0, :rows])), float(rows), correct
 
     def _step(self, stacks: Sequence[Stack], combine: Sequence[Node] | None) -> StepPass:
@@ -236,7 +238,7 @@ class Model:
         return self._evaluation
 
     def _evaluate(self, x: Array) -> Array:
-        """Outputs (1, K, 256) of at most 256 rows, a buffer of the pass."""
+        """Outputs of at most 256 rows in a block of 256, as the loss reads them, a buffer of the pass."""
         evaluation = self._evaluation_pass()
         block = self._evaluation_rows
         block[0, : len(x)] = x

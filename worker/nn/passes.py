@@ -1,104 +1,196 @@
-"""Buffers of the passes, made once per stack shape: the layers of one stack, and the steps over one or two stacks."""
+"""Buffers of the passes, made once per stack shape: the nodes of one stack, and the steps over one or two stacks."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
-from worker.nn.combination import Node, Program, Span, plan_span, span_stack, spans, tree_sum
-from worker.nn.layers import Layer, Setting, build_layer
+import numpy as np
+
+from worker.nn.arena import Arena, Tenancy
+from worker.nn.combination import Node as Subtree
+from worker.nn.combination import Program, Span, plan_span, span_stacks, spans
+from worker.nn.graph import Graph, Node
+from worker.nn.layers import Layer, Layout, Setting, build_layer
+from worker.nn.layers.joins import Add, Concatenate, Join
+from worker.nn.layers.transpose import Transpose
 from worker.nn.losses import Loss, build_loss
 from worker.nn.parameters import Array, aligned_zeros, internal_views
 from worker.nn.shapes import BLOCK_FLOATS, LayerShapes, ParameterLayout
 from worker.nn.streams import Streams
-from worker.specs import Architecture, LossRecord
+from worker.specs import LossRecord
 
 
 @final
 class Network:
     """What a model is made of, apart from its buffers."""
 
-    def __init__(
-        self, architecture: Architecture, loss: LossRecord, shapes: list[LayerShapes], layout: ParameterLayout, flat: Array
-    ) -> None:
-        self.architecture, self.loss, self.shapes, self.layout = architecture, loss, shapes, layout
+    def __init__(self, loss: LossRecord, shapes: list[LayerShapes], layout: ParameterLayout, flat: Array) -> None:
+        self.loss, self.shapes, self.layout = loss, shapes, layout
         self.dtype = flat.dtype
         self.input_shape = shapes[0].input_shape
-        self.outputs = math.prod(shapes[-1].output_shape)
+        self.output_shape = shapes[-1].output_shape
+        # The loss reads the rows as columns, and sequences as they are.
+        self.result_layout = Layout.ROWS_LAST if len(self.output_shape) == 1 else Layout.ROWS_FIRST
+        self.graph = Graph.of(shapes, self.result_layout)
         self.parameters = internal_views(layout, flat)
-        self.spans = spans(shapes, layout)
-        # The first layer that learns; those before it need no backward pass.
-        self.first_learning = next((i for i, layer in enumerate(shapes) if layer.tensors), len(shapes))
+        self.spans = spans(layout)
+
+    def tensors_of(self, layer: LayerShapes, views: dict[str, Array]) -> dict[str, Array]:
+        """A layer's own tensors out of all, by their short names."""
+        return {name: views[f"{layer.name}.{name}"] for name in layer.tensors}
 
 
 @final
 class StackPass:
-    """The layers and the loss at one stack shape (S shards, R rows); `gradients` is None for evaluation alone."""
+    """The nodes and the loss at one stack shape (S shards, R rows); `gradients` is None for evaluation alone."""
 
     def __init__(self, network: Network, shards: int, rows: int, gradients: dict[str, Array] | None) -> None:
-        self.shards, self.rows = shards, rows
-        axes = len(network.input_shape) + 2
-        self._axes = (0, *range(2, axes), 1)
-        self.layers: list[Layer] = []
-        free: Array | None = None
-        widest = max(math.prod(shape.output_shape) for shape in network.shapes)
-        scratch = aligned_zeros((shards * widest * rows,), network.dtype)
-        for index, (record, shape) in enumerate(zip(network.architecture.layers, network.shapes, strict=True)):
-            names = {name: f"{shape.name}.{name}" for name in shape.tensors}
-            setting = Setting(
-                place=shape.place,
-                shards=shards,
-                rows=rows,
-                dtype=network.dtype,
-                input_shape=shape.input_shape,
-                output_shape=shape.output_shape,
-                parameters={name: network.parameters[full] for name, full in names.items()},
-                gradients=None if gradients is None else {name: gradients[full] for name, full in names.items()},
-                needs_input_gradient=index > network.first_learning,
-                reuse=free,
-                scratch=scratch,
-            )
-            layer = build_layer(record, setting)
-            self.layers.append(layer)
-            free = layer.overwritable
-        self.loss: Loss = build_loss(network.loss, shards, network.outputs, rows, network.dtype)
-        self.z_shape = (shards, network.outputs, rows)
+        self.network, self.shards, self.rows = network, shards, rows
+        arena = Arena(network.dtype)
+        self._build(arena, gradients)
+        arena.place()
+        self._build(arena, gradients)
+        self.buffer_bytes = arena.size_bytes
+        self.loss: Loss = build_loss(
+            network.loss, shards, rows, network.output_shape, network.dtype, training=gradients is not None
+        )
 
-    def rows_last(self, x: Array) -> Array:
-        """x (S, R, *input) as the engine sees it, (S, *input, R): a view."""
-        return x.transpose(self._axes)
+    def _build(self, arena: Arena, gradients: dict[str, Array] | None) -> None:
+        graph, count = self.network.graph, len(self.network.graph.nodes)
+        shape = Layout.ROWS_FIRST.shape(self.shards, self.rows, self.network.input_shape)
+        self.values: list[Array] = [arena.outside(shape)]
+        # Values that no layer may overwrite: the input, and what somebody's backward pass or another node reads.
+        self._shielded = {0}
+        self.steps: list[Layer | Join] = []
+        memories = []
+        for moment, node in enumerate(graph.nodes):
+            memory = Tenancy(arena, moment, 2 * count - moment if gradients is not None else None)
+            memories.append(memory)
+            step = self._step(node, memory, gradients)
+            self.steps.append(step)
+            self.values.append(step.y)
+            arena.use(step.y, moment)
+            for value in node.inputs:
+                arena.use(self.values[value], moment)
+            self._keep(arena, node, step, 2 * count - moment if gradients is not None else moment)
+        # The loss writes its gradient where the outputs were.
+        self.z = self.values[graph.result]
+        if graph.result in self._shielded:
+            self.z = arena.array(self.z.shape, None, count, count)
+        arena.use(self.z, count)
+        if gradients is not None:
+            self._build_backward(arena, memories)
 
-    def forward(self, x: Array, streams: Streams | None) -> Array:
-        """x (S, R, *input) in the public layout to the outputs z (S, K, R)."""
-        h = x.transpose(self._axes)
-        for layer in self.layers:
-            h = layer.forward(h, streams)
-        return h.reshape(self.z_shape)
+    def _step(self, node: Node, memory: Tenancy, gradients: dict[str, Array] | None) -> Layer | Join:
+        network, x = self.network, self.values[node.inputs[0]]
+        if node.kind in ("add", "concatenate"):
+            join = Add if node.kind == "add" else Concatenate
+            return join([self.values[value] for value in node.inputs], node.layout, memory)
+        own = {} if node.kind == "turn" else network.tensors_of(node.shapes, network.parameters)
+        setting = Setting(
+            shapes=node.shapes,
+            shards=self.shards,
+            rows=self.rows,
+            dtype=network.dtype,
+            layout=node.layout,
+            x=x,
+            parameters=own,
+            gradients=None if gradients is None else network.tensors_of(node.shapes, gradients) if own else {},
+            needs_input_gradient=node.learns_before,
+            may_overwrite_input=network.graph.values[node.inputs[0]].readers == 1 and node.inputs[0] not in self._shielded,
+            may_overwrite_gradient=node.output not in network.graph.shared_gradients,
+            memory=memory,
+            activation=node.activation,
+        )
+        return Transpose(node.view, setting) if node.kind == "turn" else build_layer(node.shapes.record, setting)
+
+    def _keep(self, arena: Arena, node: Node, step: Layer | Join, backward: int) -> None:
+        """Says which arrays the backward pass reads, and shields what may not be overwritten."""
+        for value in node.inputs:
+            x = self.values[value]
+            if isinstance(step, Layer) and step.keeps_input:
+                arena.use(x, backward)
+            shared = np.may_share_memory(x, step.y)
+            if shared and (value in self._shielded or self.network.graph.values[value].readers > 1):
+                self._shielded.add(node.output)
+        if isinstance(step, Layer) and step.keeps_output:
+            arena.use(step.y, backward)
+            self._shielded.add(node.output)
+
+    def _build_backward(self, arena: Arena, memories: list[Tenancy]) -> None:
+        graph, count = self.network.graph, len(self.network.graph.nodes)
+        gradient: dict[int, Array] = {graph.result: self.z}
+        # By node: its own backward pass, and the sums of gradients that follow it.
+        self.sums: list[list[tuple[Array, Array, Array]]] = [[] for _ in graph.nodes]
+        self.incoming: list[Array] = [self.values[0]] * count
+        self.outgoing = list(self.incoming)
+        for moment in reversed(range(count)):
+            node, step, tick = graph.nodes[moment], self.steps[moment], 2 * count - moment
+            if not graph.learning[node.output]:
+                continue
+            dy = self.incoming[moment] = gradient[node.output]
+            arena.use(dy, tick)
+            given = step.prepare_backward(dy) if isinstance(step, Layer) else step.prepare_backward(dy, memories[moment])
+            for value, dx in zip(node.inputs, [given] if isinstance(given, np.ndarray) else given, strict=True):
+                if not graph.learning[value]:
+                    continue
+                arena.use(dx, tick)
+                self.outgoing[moment] = dx
+                before = gradient.get(value)
+                if before is None:
+                    gradient[value] = dx
+                    continue
+                arena.use(before, tick)
+                total = memories[moment].input_gradient(dx.shape)
+                self.sums[moment].append((before, dx, total))
+                gradient[value] = total
+
+    def forward(self, x: Array, streams: Streams | None, look: Callable[[int, Array], None] | None = None) -> Array:
+        """x (S, R, *input) to the outputs z, in the layout that the loss reads; `look` sees each node's output."""
+        values = self.values
+        values[0] = x
+        for moment, (node, step) in enumerate(zip(self.network.graph.nodes, self.steps, strict=True)):
+            if isinstance(step, Layer):
+                y = step.forward(values[node.inputs[0]], streams)
+            else:
+                y = step.forward([values[value] for value in node.inputs])
+            values[node.output] = y
+            if look is not None:
+                look(moment, y)
+        z = values[self.network.graph.result]
+        if z is not self.z:
+            np.copyto(self.z, z)
+        return self.z
+
+    def take_gradient(self, dz: Array) -> None:
+        """Puts the gradient of the outputs where the last node reads it."""
+        if dz is not self.z:
+            np.copyto(self.z, dz)
+
+    def backward(self, moment: int) -> None:
+        """The backward pass of one node; gradients lie where `prepare_backward` said."""
+        self.steps[moment].backward(self.incoming[moment])
+        for before, dx, total in self.sums[moment]:
+            np.add(before, dx, out=total)
 
 
 @final
 class StepPass:
     """Forward and backward over a worker's stacks, its gradients combined into subtrees layer by layer."""
 
-    def __init__(self, network: Network, stacks: Sequence[tuple[int, int]], nodes: Sequence[Node], gradients: Array) -> None:
+    def __init__(self, network: Network, stacks: Sequence[tuple[int, int]], nodes: Sequence[Subtree], gradients: Array) -> None:
         self.nodes = tuple(nodes)
-        rows_of_leaves = [float(rows) for shards, rows in stacks for _ in range(shards)]
-        self.denominators = tuple(tree_sum(node, rows_of_leaves) for node in nodes)
-        leaves = len(rows_of_leaves)
+        leaves = sum(shards for shards, _ in stacks)
         # Where every subtree is one shard, its gradient is written in place.
         direct = len(nodes) == leaves
-        scratch = None if direct else span_stack(network.spans, leaves, network.dtype)
+        scratch = None if direct else span_stacks(network.spans, leaves, network.dtype)
         zeros = aligned_zeros((min(BLOCK_FLOATS, network.layout.size),), network.dtype)
-        # By layer: what combines the span that its backward pass completes.
-        self.programs: list[Program | None] = [None] * len(network.shapes)
+        programs: dict[int, list[Program]] = {}
         views: dict[str, Array] = {}
-        for span in network.spans:
-            stack = None
-            if scratch is not None:
-                width = span.end - span.first
-                stack = scratch[: leaves * width].reshape(leaves, width)
-            self.programs[span.layer] = plan_span(span, nodes, stack, gradients, zeros)
+        for number, span in enumerate(network.spans):
+            stack = None if scratch is None else scratch[number]
+            programs.setdefault(span.layer, []).append(plan_span(span, nodes, stack, gradients, zeros))
             views.update(_gradient_views(span, gradients[:leaves] if stack is None else stack, stack is not None))
         self.passes: list[StackPass] = []
         first = 0
@@ -106,28 +198,33 @@ class StepPass:
             own = {name: view[first : first + shards] for name, view in views.items()}
             self.passes.append(StackPass(network, shards, rows, own))
             first += shards
-        # From the last layer down to the first that learns.
-        self._backward = [
-            ([stack_pass.layers[index] for stack_pass in self.passes], self.programs[index])
-            for index in reversed(range(network.first_learning, len(network.shapes)))
+        graph = network.graph
+        # From the last node down to the first that learns; each with what combines the spans that it completes.
+        self.backward = [
+            (moment, programs.pop(node.shapes.number, []) if node.kind == "layer" else [])
+            for moment, node in reversed(list(enumerate(graph.nodes)))
+            if graph.learning[node.output]
         ]
 
-    def run(self, stacks: Sequence[tuple[Array, Any]], streams: Streams | None) -> tuple[list[float], bool]:
-        """Loss sums by shard, and whether all gradients are finite; the gradients lie in the model's rows."""
+    def run(self, stacks: Sequence[tuple[Array, Any]], streams: Streams | None) -> tuple[list[float], list[float], bool]:
+        """(loss sums, denominators) by shard, and whether all gradients are finite; these lie in the model's rows."""
         loss_sums: list[float] = []
-        gradients = []
+        denominators: list[float] = []
+        first = 0
         for stack_pass, (x, y) in zip(self.passes, stacks, strict=True):
             loss = stack_pass.loss
-            loss.forward(stack_pass.forward(x, streams), y)
+            loss.forward(stack_pass.forward(x, streams.after(first) if streams is not None and first else streams), y)
             loss_sums.extend(loss.loss_sums.tolist())
-            gradients.append(loss.backward())
+            denominators.extend(loss.denominators.tolist())
+            stack_pass.take_gradient(loss.backward())
+            first += stack_pass.shards
         finite = True
-        for layers, program in self._backward:
-            for at, layer in enumerate(layers):
-                gradients[at] = layer.backward(gradients[at].reshape(layer.output_shape))
-            if program is not None:
+        for moment, programs in self.backward:
+            for stack_pass in self.passes:
+                stack_pass.backward(moment)
+            for program in programs:
                 finite &= program.run()
-        return loss_sums, finite
+        return loss_sums, denominators, finite
 
 
 def _gradient_views(span: Span, rows: Array, relative: bool) -> dict[str, Array]:

@@ -8,8 +8,10 @@ from typing import Any, final
 
 import numpy as np
 
+from worker.nn.layers import Layer
 from worker.nn.parameters import Array
 from worker.nn.passes import Network, StepPass
+from worker.nn.shapes import flattened
 from worker.nn.streams import Streams
 
 
@@ -28,45 +30,59 @@ def search(
     network: Network, step: StepPass, stacks: Sequence[tuple[Array, Any]], streams: Streams | None
 ) -> NonFinitePlace | None:
     """Runs the pass and returns the first place that is not finite: forward by layer, then the loss, then backward."""
-    place = network.shapes[0].place
     firsts = [sum(p.shards for p in step.passes[:at]) for at in range(len(step.passes))]
-    for shape in network.shapes:
-        for name in shape.tensors:
-            if not np.isfinite(network.parameters[f"{shape.name}.{name}"]).all():
+    for shape in flattened(network.shapes):
+        for tensor in network.tensors_of(shape, network.parameters).values():
+            if not np.isfinite(tensor).all():
                 return NonFinitePlace(shape.place, 0, "parameters")
-    outputs = []
     for first, (x, _) in zip(firsts, stacks, strict=True):
         if (shard := _first_shard(x)) is not None:
-            return NonFinitePlace(place, first + shard, "input")
-    flowing = [stack_pass.rows_last(x) for stack_pass, (x, _) in zip(step.passes, stacks, strict=True)]
-    for index, shape in enumerate(network.shapes):
-        for at, stack_pass in enumerate(step.passes):
-            flowing[at] = stack_pass.layers[index].forward(flowing[at], streams)
-            if (shard := _first_shard(flowing[at])) is not None:
-                return NonFinitePlace(shape.place, firsts[at] + shard, "output")
-    for at, (stack_pass, (_, y)) in enumerate(zip(step.passes, stacks, strict=True)):
-        stack_pass.loss.forward(flowing[at].reshape(stack_pass.z_shape), y)
+            return NonFinitePlace(network.shapes[0].place, first + shard, "input")
+    return _search_forward(network, step, firsts, stacks, streams) or _search_backward(network, step, firsts)
+
+
+def _search_forward(
+    network: Network, step: StepPass, firsts: Sequence[int], stacks: Sequence[tuple[Array, Any]], streams: Streams | None
+) -> NonFinitePlace | None:
+    """The first node, over all stacks, whose output is not finite; then the losses."""
+    hits: list[tuple[int, int]] = []
+    for at, (stack_pass, (x, y)) in enumerate(zip(step.passes, stacks, strict=True)):
+
+        def look(moment: int, output: Array, first: int = firsts[at]) -> None:
+            if (shard := _first_shard(output)) is not None:
+                hits.append((moment, first + shard))
+
+        z = stack_pass.forward(x, streams.after(firsts[at]) if streams is not None else None, look)
+        stack_pass.loss.forward(z, y)
+    if hits:
+        moment, at_shard = min(hits)
+        return NonFinitePlace(network.graph.nodes[moment].shapes.place, at_shard, "output")
+    for at, stack_pass in enumerate(step.passes):
         if (shard := _first_shard(stack_pass.loss.loss_sums)) is not None:
             return NonFinitePlace("loss", firsts[at] + shard, "loss")
-        outputs.append(stack_pass.loss.backward())
-        if (shard := _first_shard(outputs[at])) is not None:
+        dz = stack_pass.loss.backward()
+        stack_pass.take_gradient(dz)
+        if (shard := _first_shard(dz)) is not None:
             return NonFinitePlace("loss", firsts[at] + shard, "gradient of the outputs")
-    return _search_backward(network, step, firsts, outputs)
+    return None
 
 
-def _search_backward(network: Network, step: StepPass, firsts: Sequence[int], flowing: list[Array]) -> NonFinitePlace | None:
-    for index in reversed(range(network.first_learning, len(network.shapes))):
-        shape, program = network.shapes[index], step.programs[index]
+def _search_backward(network: Network, step: StepPass, firsts: Sequence[int]) -> NonFinitePlace | None:
+    for moment, programs in step.backward:
+        shape = network.graph.nodes[moment].shapes
         for at, stack_pass in enumerate(step.passes):
-            layer = stack_pass.layers[index]
-            flowing[at] = layer.backward(flowing[at].reshape(layer.output_shape))
+            stack_pass.backward(moment)
+            layer = stack_pass.steps[moment]
+            if not isinstance(layer, Layer):
+                continue
             for gradient in (layer.setting.gradients or {}).values():
                 if (shard := _first_shard(gradient)) is not None:
                     return NonFinitePlace(shape.place, firsts[at] + shard, "gradient of the parameters")
-            if layer.setting.needs_input_gradient and (shard := _first_shard(flowing[at])) is not None:
+            if layer.setting.needs_input_gradient and (shard := _first_shard(stack_pass.outgoing[moment])) is not None:
                 return NonFinitePlace(shape.place, firsts[at] + shard, "gradient of the outputs")
-        if program is not None and not program.run():
-            return NonFinitePlace(shape.place, 0, "sum of shards")
+        for program in programs:
+            if not program.run():
+                return NonFinitePlace(shape.place, 0, "sum of shards")
     return None
 
 

@@ -20,3 +20,7 @@ class Streams:
     def stream(self, purpose: Purpose, layer: int, shard: int) -> Stream:
         """The stream of a layer for the `shard`-th of these shards."""
         return Stream(self.seed, purpose, layer=layer, shard=self.first_shard + shard, time=self.step)
+
+    def after(self, shards: int) -> Streams:
+        """The streams without the first `shards`."""
+        return Streams(self.seed, self.step, self.first_shard + shards)

@@ -32,7 +32,9 @@ def threads_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 class Descent:
     """w -= rate * g, with the gradients that came kept in a state vector."""
 
-    def apply(self, parameters: F32, gradient: F32, state: Sequence[F32], step: int, learning_rate: float) -> None:
+    cuts: Sequence[int] = ()
+
+    def apply(self, first: int, parameters: F32, gradient: F32, state: Sequence[F32], step: int, learning_rate: float) -> None:
         np.add(state[0], gradient, out=state[0])
         np.subtract(parameters, np.float32(learning_rate) * gradient, out=parameters)
 
@@ -40,7 +42,9 @@ class Descent:
 class Keep:
     """Keeps the gradient as it came."""
 
-    def apply(self, parameters: F32, gradient: F32, state: Sequence[F32], step: int, learning_rate: float) -> None:
+    cuts: Sequence[int] = ()
+
+    def apply(self, first: int, parameters: F32, gradient: F32, state: Sequence[F32], step: int, learning_rate: float) -> None:
         np.copyto(state[0], gradient)
 
 

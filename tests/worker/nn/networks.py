@@ -13,6 +13,7 @@ from worker.specs import (
     Architecture,
     DenseRecord,
     FlattenRecord,
+    InitializerRecord,
     LayerRecord,
     LossRecord,
     MeanSquaredErrorRecord,
@@ -29,7 +30,7 @@ def dense_net(units: Sequence[int], *, inputs: tuple[int, ...], bias: bool = Tru
     layers: list[LayerRecord] = [FlattenRecord()] if flatten else []
     for index, width in enumerate(units):
         last = index == len(units) - 1
-        layers.append(DenseRecord(width, bias, "glorot_uniform" if last else "he_normal"))
+        layers.append(DenseRecord(width, bias, InitializerRecord("glorot_uniform" if last else "he_normal")))
         if not last:
             layers.append(ReluRecord())
     return Architecture(tuple(layers), inputs)

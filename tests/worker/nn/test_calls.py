@@ -20,6 +20,7 @@ NO_CALLS = {
     "np.int64",
     "np.uint64",
     "np.uint8",
+    "np.may_share_memory",
 }
 
 # Methods of arrays that compute or move numbers.

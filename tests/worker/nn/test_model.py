@@ -12,8 +12,11 @@ import pytest
 from lockstep.contract.errors import UserError
 from tests.worker.nn.networks import CROSS_ENTROPY, SQUARES, dense_net, draw_stack
 from worker.nn.layers import Dense, Relu
+from worker.nn.layers.transpose import Transpose
 from worker.nn.model import Model
-from worker.specs import Architecture, DenseRecord, LossRecord, ReluRecord
+from worker.specs import Architecture, DenseRecord, InitializerRecord, LossRecord, ReluRecord
+
+ZEROS = InitializerRecord("zeros")
 
 
 def model(units: tuple[int, ...] = (16, 5), loss: LossRecord = CROSS_ENTROPY, **options: Any) -> Model:
@@ -149,7 +152,7 @@ def test_a_row_has_the_same_bits_whatever_the_number_of_rows() -> None:
 def test_prediction_is_the_formula() -> None:
     net = model(seed=2)
     x = np.random.default_rng(1).standard_normal((9, 8)).astype(np.float32)
-    w, b, w2, b2 = net.named_parameters().values()
+    w, w2, b, b2 = net.named_parameters().values()
     np.testing.assert_allclose(net.predict(x), np.maximum(x @ w + b, 0) @ w2 + b2, rtol=1e-5, atol=1e-6)
 
 
@@ -195,13 +198,14 @@ def test_a_wrong_shape_names_the_layer(shape: tuple[int, ...], got: str) -> None
 
 
 def test_a_layer_fed_a_wrong_shape_names_itself() -> None:
-    net = Model(Architecture((DenseRecord(4, True, "zeros"), ReluRecord(), DenseRecord(3, True, "zeros")), (8,)), CROSS_ENTROPY)
+    net = Model(Architecture((DenseRecord(4, True, ZEROS), ReluRecord(), DenseRecord(3, True, ZEROS)), (8,)), CROSS_ENTROPY)
     net.loss_and_gradient([draw_stack(np.random.default_rng(0), 2, 4, (8,), 3, CROSS_ENTROPY)])
     (step,) = net._steps.values()
-    layers = step.passes[0].layers
-    assert [type(layer) for layer in layers] == [Dense, Relu, Dense]
+    layers = step.passes[0].steps
+    assert isinstance(layers[3], Dense)
+    assert [type(layer) for layer in layers] == [Transpose, Dense, Relu, Dense]
     with pytest.raises(UserError, match=r"layers\[2\].dense: got an input of shape \(2, 5, 4\); it needs \(2, 4, 4\)"):
-        layers[2].forward(np.zeros((2, 5, 4), np.float32), None)
+        layers[3].forward(np.zeros((2, 5, 4), np.float32), None)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 8), (2, 0, 8)])

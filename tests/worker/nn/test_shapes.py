@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from lockstep.contract.errors import UserError, Violation
 from tests.worker.nn.networks import CROSS_ENTROPY, SQUARES, dense_net
 from worker.nn.shapes import check_against_dataset, layer_shapes, parameter_layout, worker_memory_bytes
-from worker.specs import Architecture, DenseRecord, FlattenRecord, LossRecord, ReluRecord
+from worker.specs import Architecture, DenseRecord, FlattenRecord, InitializerRecord, LossRecord, ReluRecord, ResidualRecord
 
 
 def dense(units: int) -> DenseRecord:
-    return DenseRecord(units, True, "zeros")
+    return DenseRecord(units, True, InitializerRecord("zeros"))
 
 
 def test_shapes_follow_the_layers() -> None:
@@ -44,11 +44,12 @@ def test_tensors_are_aligned_and_apart(units: list[int], inputs: int, bias: bool
 
 
 def test_shapes_that_do_not_meet() -> None:
-    architecture = Architecture((dense(5), ReluRecord(), dense(0), dense(3)), (28, 28))
+    architecture = Architecture((dense(5), ResidualRecord((dense(6),), ()), dense(0), dense(3)), (28, 28))
     with pytest.raises(UserError) as raised:
         layer_shapes(architecture)
     assert [str(violation) for violation in raised.value.violations] == [
-        "model.layers[0].dense: got rows of shape (28, 28); it needs rows of one axis; put `flatten: {}` before it",
+        "model.layers[1].residual.layers: got an output of shape (28, 6); the input, which is added to it, has shape (28, 5); "
+        "both must be one shape",
         "model.layers[2].dense.units: got 0; it must be at least 1 and at most 1048576",
     ]
     assert raised.value.reason == "SHAPES_DO_NOT_MEET"
@@ -117,7 +118,8 @@ def test_an_output_of_several_axes_is_refused() -> None:
 
 def test_shapes_are_part_of_the_fit() -> None:
     found = check_against_dataset(dense_net([16, 10], inputs=(4, 4)), CROSS_ENTROPY, classes=10)
-    assert [violation.place for violation in found] == ["model.layers[0].dense"]
+    assert [violation.place for violation in found] == ["model.layers[2].dense"]
+    assert "put `flatten: {}`" in found[0].remedy
 
 
 def test_memory_grows_with_what_it_holds() -> None:

@@ -1,4 +1,4 @@
-"""The layers, one a file, and the table from records to them."""
+"""The layers, one family a file, and the table from records to them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,27 @@ from typing import Any
 
 from worker.nn.layers.dense import Dense
 from worker.nn.layers.flatten import Flatten
-from worker.nn.layers.layer import Layer, Setting
+from worker.nn.layers.layer import Layer, Layout, Memory, Setting
 from worker.nn.layers.relu import Relu
 from worker.specs import DenseRecord, FlattenRecord, ReluRecord
 
-LAYERS: dict[type[Any], type[Layer]] = {
-    DenseRecord: Dense,
-    FlattenRecord: Flatten,
-    ReluRecord: Relu,
+# From the type of a record to the class that computes it on input rows of some shape.
+LAYERS: dict[type[Any], Callable[[tuple[int, ...]], type[Layer]]] = {
+    DenseRecord: lambda row: Dense,
+    FlattenRecord: lambda row: Flatten,
+    ReluRecord: lambda row: Relu,
 }
+
+
+def layer_class(record: Any, row: tuple[int, ...]) -> type[Layer]:
+    """The class that computes a record on input rows of shape `row`."""
+    return LAYERS[type(record)](row)
 
 
 def build_layer(record: Any, setting: Setting) -> Layer:
     """The layer of a record at one stack shape."""
-    make: Callable[[Any, Setting], Layer] = LAYERS[type(record)]
+    make: Callable[[Any, Setting], Layer] = layer_class(record, setting.shapes.input_shape)
     return make(record, setting)
 
 
-__all__ = ["LAYERS", "Dense", "Flatten", "Layer", "Relu", "Setting", "build_layer"]
+__all__ = ["LAYERS", "Dense", "Flatten", "Layer", "Layout", "Memory", "Relu", "Setting", "build_layer", "layer_class"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 
@@ -21,18 +21,25 @@ class Dense(Layer):
     Raises UserError if x is not (S, I, R).
     """
 
+    keeps_input: ClassVar[bool] = True
+    takes_strided_input: ClassVar[bool] = True
+
     def __init__(self, record: DenseRecord, setting: Setting) -> None:
         super().__init__(setting)
         self.W_OI = setting.parameters["weight"]
         self.W_IO = self.W_OI.T
         self.b_O1 = setting.parameters["bias"][:, None] if record.bias else None
-        self.y_SOR = self.overwritable = self.buffer(self.output_shape)
-        self.b_SOR = setting.scratch[: self.y_SOR.size].reshape(self.output_shape)
-        if setting.gradients is not None:
-            self.dW_SOI = setting.gradients["weight"]
-            self.db_SO = setting.gradients.get("bias")
-            self.ones_R = np.ones(setting.rows, setting.dtype)
-            self.dx_SIR = self.buffer(self.input_shape) if setting.needs_input_gradient else None
+        self.y_SOR = self.y = setting.memory.output(self.output_shape)
+        self.b_SOR = setting.memory.forward_scratch(self.output_shape)
+
+    def prepare_backward(self, dy_SOR: Array) -> Array:
+        setting = self.setting
+        assert setting.gradients is not None
+        self.dW_SOI = setting.gradients["weight"]
+        self.db_SO = setting.gradients.get("bias")
+        self.ones_R = setting.memory.constant((setting.rows,), 1)
+        self.dx_SIR = setting.memory.input_gradient(self.input_shape) if setting.needs_input_gradient else None
+        return dy_SOR if self.dx_SIR is None else self.dx_SIR
 
     def forward(self, x_SIR: Array, streams: Streams | None) -> Array:
         self.check(x_SIR)

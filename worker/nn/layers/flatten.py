@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from worker.nn.layers.layer import Layer, Setting
+from worker.nn.layers.layer import Layer, Layout, Setting
 from worker.nn.parameters import Array
 from worker.nn.streams import Streams
 from worker.specs import FlattenRecord
@@ -21,6 +21,14 @@ class Flatten(Layer):
 
     def __init__(self, record: FlattenRecord, setting: Setting) -> None:
         super().__init__(setting)
+        self.y = setting.x.reshape(self.output_shape)
+
+    @classmethod
+    def layout(cls, record: FlattenRecord, row: tuple[int, ...]) -> Layout | None:
+        return None
+
+    def prepare_backward(self, dy: Array) -> Array:
+        return dy.reshape(self.input_shape)
 
     def forward(self, x: Array, streams: Streams | None) -> Array:
         self.check(x)

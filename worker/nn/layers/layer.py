@@ -1,20 +1,68 @@
 """What every layer is: a forward and a backward pass at one stack shape.
 
-Names of axes: S shards of a stack, R rows of a shard, I inputs, O outputs. Inside the engine rows come last: an activation
-is (S, *row shape, R), so that a product has its rows as columns and sums over features run down the rows.
+Names of axes: S shards of a stack, R rows of a shard, and those of a row, which each layer names. Inside the engine a layer
+sees an activation in one of two layouts, both C-contiguous: rows last, (S, *row shape, R), so that a product has its rows as
+columns and sums over features run down the rows; or rows first, (S, R, *row shape), as sequences have it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, final
+from enum import Enum
+from typing import Any, ClassVar, Protocol, final
 
 import numpy as np
 
 from lockstep.contract.errors import UserError
-from worker.nn.parameters import Array, aligned_zeros
+from worker.nn.parameters import Array
+from worker.nn.shapes import LayerShapes
 from worker.nn.streams import Streams
+
+
+class Layout(Enum):
+    """Where the rows of a shard stand in an activation."""
+
+    # (S, *row shape, R)
+    ROWS_LAST = "rows last"
+    # (S, R, *row shape)
+    ROWS_FIRST = "rows first"
+
+    def shape(self, shards: int, rows: int, row: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of an activation."""
+        return (shards, *row, rows) if self is Layout.ROWS_LAST else (shards, rows, *row)
+
+
+class Memory(Protocol):
+    """Where a layer gets its arrays: all C-contiguous, aligned to 64 bytes, their contents undefined.
+
+    Arrays whose lives do not overlap share memory, so a layer says how long each one lives and keeps to it. Nothing is
+    allocated in a pass.
+    """
+
+    def output(self, shape: tuple[int, ...]) -> Array:
+        """What `forward` returns: lives from the own forward pass to the last reader."""
+        ...
+
+    def kept(self, shape: tuple[int, ...], dtype: np.dtype[Any] | None = None) -> Array:
+        """Lives from the own forward pass to the own backward pass."""
+        ...
+
+    def forward_scratch(self, shape: tuple[int, ...], dtype: np.dtype[Any] | None = None) -> Array:
+        """Lives in the own forward pass."""
+        ...
+
+    def backward_scratch(self, shape: tuple[int, ...], dtype: np.dtype[Any] | None = None) -> Array:
+        """Lives in the own backward pass."""
+        ...
+
+    def input_gradient(self, shape: tuple[int, ...]) -> Array:
+        """What `backward` returns: lives from the own backward pass to that of the layer before."""
+        ...
+
+    def constant(self, shape: tuple[int, ...], value: float, dtype: np.dtype[Any] | None = None) -> Array:
+        """An array full of a number that nobody may write; layers share it."""
+        ...
 
 
 @final
@@ -22,55 +70,94 @@ from worker.nn.streams import Streams
 class Setting:
     """What a layer is built from, beside its record.
 
-    `scratch` is as long as the largest output and means nothing from one call to the next; all layers share it.
-    `parameters` are internal views of the flat vector; `gradients` are the same with the shards in front, and None where
-    there is no backward pass. `reuse` is an array that the output may overwrite, the layer's own input.
+    `x` is the array that `forward` will be given, in `layout`; the first layer's may be a strided view. `parameters` are
+    internal views of the flat vector, state included; `gradients` are the same with the shards in front, and None where there
+    is no backward pass (evaluation). `may_overwrite_input` and `may_overwrite_gradient` say whether the layer is the last to
+    read x in the forward pass (nobody's backward pass reads it), and the last to read dy. `activation` is the record of an
+    elementwise layer that this one computes along with its own output, where its class absorbs one.
     """
 
-    place: str
+    shapes: LayerShapes
     shards: int
     rows: int
     dtype: np.dtype[Any]
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
+    layout: Layout
+    x: Array
     parameters: dict[str, Array]
     gradients: dict[str, Array] | None
     needs_input_gradient: bool
-    reuse: Array | None
-    scratch: Array
+    may_overwrite_input: bool
+    may_overwrite_gradient: bool
+    memory: Memory
+    activation: Any = None
+
+    @property
+    def training(self) -> bool:
+        """Whether a backward pass follows."""
+        return self.gradients is not None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of x."""
+        return self.layout.shape(self.shards, self.rows, self.shapes.input_shape)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of y."""
+        return self.layout.shape(self.shards, self.rows, self.shapes.output_shape)
 
 
 class Layer(ABC):
     """A layer at one stack shape: its buffers, and views of its parameters and gradients.
 
-    The arrays that `forward` and `backward` return are the layer's own and are overwritten by the next call.
+    The constructor takes (record, setting), gets its arrays from `setting.memory` and sets `y`, the array that `forward`
+    returns; it may be a view of x, or x itself where that may be overwritten. `prepare_backward` is called once afterwards, in
+    training alone, the last layer first; it gets the rest and returns the array that `backward` will return. Both passes then
+    get the same arrays each time.
     """
+
+    # Whether the backward pass reads x, or y.
+    keeps_input: ClassVar[bool] = False
+    keeps_output: ClassVar[bool] = False
+    # Whether a first layer can read x as a strided view of the rows.
+    takes_strided_input: ClassVar[bool] = False
+    # Whether an elementwise layer behind this one is computed in this one, block by block.
+    absorbs_activation: ClassVar[bool] = False
+
+    y: Array
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.input_shape = (setting.shards, *setting.input_shape, setting.rows)
-        self.output_shape = (setting.shards, *setting.output_shape, setting.rows)
-        # What `forward` returns, where the next layer may overwrite it, since `backward` does not read it.
-        self.overwritable: Array | None = None
+        self.place = setting.shapes.place
+        self.input_shape, self.output_shape = setting.input_shape, setting.output_shape
+
+    @classmethod
+    def layout(cls, record: Any, row: tuple[int, ...]) -> Layout | None:
+        """The layout in which the layer takes input rows of shape `row`, and gives its output; None: either."""
+        return Layout.ROWS_LAST
+
+    def prepare_backward(self, dy: Array) -> Array:
+        """Gets the arrays of the backward pass; dy is in the layout of y. Returns dx, in the layout of x.
+
+        It may be dy itself, or a view of it, where that may be overwritten or is only passed on. Where no input gradient is
+        needed, what is returned means nothing.
+        """
+        return dy
 
     @abstractmethod
     def forward(self, x: Array, streams: Streams | None) -> Array:
-        """x (S, *input, R) to y (S, *output, R). `streams` is None outside of training."""
+        """x to y. `streams` is None where nothing may be drawn."""
 
     @abstractmethod
     def backward(self, dy: Array) -> Array:
-        """dy (S, *output, R) to dx (S, *input, R); writes the sums over each shard's rows into the gradients.
+        """dy to dx; writes the sums over each shard's rows into the gradients."""
 
-        May overwrite dy. Where no input gradient is needed, what it returns means nothing.
-        """
-
-    def buffer(self, shape: tuple[int, ...]) -> Array:
-        """A new aligned array of the layer's dtype."""
-        return aligned_zeros(shape, self.setting.dtype)
+    def refuse(self, got: str, remedy: str, reason: str) -> UserError:
+        """The error that names this layer."""
+        return UserError.of(self.place, got, remedy, reason)
 
     def check(self, x: Array) -> None:
         """Raises UserError, naming this layer, if x has not the shape it was built for."""
         if x.shape != self.input_shape:
-            got = f"an input of shape {x.shape}"
-            remedy = f"it needs {self.input_shape}: shards, {len(self.setting.input_shape)} axes of a row, rows"
-            raise UserError.of(self.setting.place, got, remedy, "WRONG_SHAPE")
+            axes = "shards, a row's axes, rows" if self.setting.layout is Layout.ROWS_LAST else "shards, rows, a row's axes"
+            raise self.refuse(f"an input of shape {x.shape}", f"it needs {self.input_shape}: {axes}", "WRONG_SHAPE")

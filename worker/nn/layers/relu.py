@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 
-from worker.nn.layers.layer import Layer, Setting
+from worker.nn.layers.layer import Layer, Layout, Setting
 from worker.nn.parameters import Array
 from worker.nn.streams import Streams
 from worker.specs import ReluRecord
@@ -21,16 +21,25 @@ class Relu(Layer):
     Raises UserError if x has not the shape it was built for.
     """
 
+    keeps_output: ClassVar[bool] = True
+
     def __init__(self, record: ReluRecord, setting: Setting) -> None:
         super().__init__(setting)
-        self.y = self.buffer(self.output_shape) if setting.reuse is None else setting.reuse
+        self.y = setting.x if setting.may_overwrite_input else setting.memory.output(self.output_shape)
         # Full arrays: a maximum with a scalar is three times as slow.
-        self.zeros = self.buffer(self.output_shape)
-        if setting.gradients is not None:
-            # Seen as integers of the same width, y is 0 where the rectifier was closed and above 0 where it was open.
-            self.integers = np.dtype(f"i{setting.dtype.itemsize}")
-            self.y_bits = self.y.view(self.integers)
-            self.ones = np.ones(self.output_shape, self.integers)
+        self.zeros = setting.memory.constant(self.output_shape, 0)
+
+    @classmethod
+    def layout(cls, record: ReluRecord, row: tuple[int, ...]) -> Layout | None:
+        return None
+
+    def prepare_backward(self, dy: Array) -> Array:
+        # Seen as integers of the same width, y is 0 where the rectifier was closed and above 0 where it was open.
+        self.integers = np.dtype(f"i{self.setting.dtype.itemsize}")
+        self.y_bits = self.y.view(self.integers)
+        self.ones = self.setting.memory.constant(self.output_shape, 1, self.integers)
+        self.dx = dy if self.setting.may_overwrite_gradient else self.setting.memory.input_gradient(self.input_shape)
+        return self.dx
 
     def forward(self, x: Array, streams: Streams | None) -> Array:
         self.check(x)
@@ -39,6 +48,5 @@ class Relu(Layer):
     def backward(self, dy: Array) -> Array:
         # An integer product with 0 or 1 keeps or clears the bits of dy; y is not needed any more.
         open_or_closed = np.minimum(self.y_bits, self.ones, out=self.y_bits)
-        dy_bits = dy.view(self.integers)
-        np.multiply(dy_bits, open_or_closed, out=dy_bits)
-        return dy
+        np.multiply(dy.view(self.integers), open_or_closed, out=self.dx.view(self.integers))
+        return self.dx

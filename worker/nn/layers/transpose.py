@@ -1,0 +1,59 @@
+"""The change between the two layouts of an activation; no layer of a job, but put between two that differ."""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+import numpy as np
+
+from worker.nn.layers.layer import Layer, Layout, Setting
+from worker.nn.parameters import Array
+from worker.nn.streams import Streams
+
+
+def turned(x: Array, layout: Layout) -> Array:
+    """x in the other layout, as a view; `layout` is the one it has."""
+    axes = range(x.ndim)
+    order = (0, *axes[2:], 1) if layout is Layout.ROWS_FIRST else (0, x.ndim - 1, *axes[1:-1])
+    return x.transpose(order)
+
+
+@final
+class Transpose(Layer):
+    """y = x in the other layout: a view where the next layer reads one, else a copy.
+
+    Shapes: x (S, R, ...), y (S, ..., R), or the other way round; `setting.layout` is that of x.
+    Backward: dx = dy in the layout of x.
+    """
+
+    takes_strided_input: ClassVar[bool] = True
+
+    def __init__(self, view: bool, setting: Setting) -> None:
+        super().__init__(setting)
+        self._from, self._to = setting.layout, _other(setting.layout)
+        self.turned = turned(setting.x, self._from)
+        self.view = view
+        self.y = self.turned if view else setting.memory.output(self.turned.shape)
+
+    def prepare_backward(self, dy: Array) -> Array:
+        if not self.setting.needs_input_gradient:
+            return dy
+        self.dy_turned = turned(dy, self._to)
+        self.dx = self.setting.memory.input_gradient(self.input_shape)
+        return self.dx
+
+    def forward(self, x: Array, streams: Streams | None) -> Array:
+        if self.view:
+            return turned(x, self._from)
+        np.copyto(self.y, turned(x, self._from))
+        return self.y
+
+    def backward(self, dy: Array) -> Array:
+        if not self.setting.needs_input_gradient:
+            return dy
+        np.copyto(self.dx, self.dy_turned)
+        return self.dx
+
+
+def _other(layout: Layout) -> Layout:
+    return Layout.ROWS_LAST if layout is Layout.ROWS_FIRST else Layout.ROWS_FIRST

@@ -1,0 +1,34 @@
+"""Shapes of dense, flatten and reshape."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from worker.nn.shapes.shape import ZERO, Initial, Outcome, Refusals, Role, Rule, Shape, TensorShape
+from worker.specs import DenseRecord, FlattenRecord
+
+MAX_UNITS = 1 << 20
+
+
+def _dense(record: DenseRecord, shape: Shape, refusals: Refusals) -> Outcome:
+    if not 1 <= record.units <= MAX_UNITS:
+        refusals.field("units", record.units, f"it must be at least 1 and at most {MAX_UNITS}")
+    inputs, units = shape[-1], record.units
+    initial = Initial(record.initializer.kind, inputs, units, record.initializer.value)
+    if len(shape) == 1:
+        # Rows are columns inside: the weights stand on their side.
+        weight = TensorShape((inputs, units), (units, inputs), (1, 0), initial)
+    else:
+        weight = TensorShape.plain((inputs, units), initial)
+    tensors = {"weight": weight}
+    if record.bias:
+        tensors["bias"] = TensorShape.plain((units,), ZERO, Role.OFFSET)
+    return Outcome((*shape[:-1], units), tensors)
+
+
+def _flatten(record: FlattenRecord, shape: Shape, refusals: Refusals) -> Outcome:
+    return Outcome((math.prod(shape),))
+
+
+RULES: dict[type[Any], Rule] = {DenseRecord: _dense, FlattenRecord: _flatten}

@@ -1,0 +1,107 @@
+"""The shapes of a whole network, layer by layer, those inside residual and parallel layers included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lockstep.contract.errors import UserError, Violation
+from worker.limits import MAX_ACTIVATION, MAX_PARAMETERS
+from worker.nn.shapes import activations, convolution, dense, normalization, recurrent, sequence
+from worker.nn.shapes.shape import LayerShapes, Refusals, Rule, Shape
+from worker.specs import Architecture, LayerRecord, ParallelRecord, ResidualRecord
+
+RULES: dict[type[Any], Rule] = {
+    **dense.RULES,
+    **activations.RULES,
+    **convolution.RULES,
+    **normalization.RULES,
+    **sequence.RULES,
+    **recurrent.RULES,
+}
+
+
+def layer_shapes(architecture: Architecture, input_shape: Shape | None = None) -> list[LayerShapes]:
+    """The shapes of all layers, in order; `input_shape` is the architecture's unless given.
+
+    Raises UserError at "model.layers[2].dense" where shapes do not meet or numbers overflow; nothing is allocated.
+    """
+    shape = architecture.input_shape if input_shape is None else tuple(input_shape)
+    walk = _Walk()
+    if not shape or any(size < 1 for size in shape):
+        remedy = "rows need at least one input"
+        walk.wrong.append(Violation("dataset", f"rows of shape {shape}", remedy, "SHAPES_DO_NOT_MEET"))
+        shape = shape or (1,)
+    layers, _ = walk.chain(architecture.layers, shape, "", "layers")
+    if walk.wrong:
+        raise UserError(walk.wrong)
+    return list(layers)
+
+
+class _Walk:
+    """The walk through a network: the next layer's number, the numbers learned so far, and what is wrong."""
+
+    def __init__(self) -> None:
+        self.wrong: list[Violation] = []
+        self._number = 0
+        self._learned = 0
+
+    def chain(
+        self, records: Sequence[LayerRecord], shape: Shape, name: str, place: str
+    ) -> tuple[tuple[LayerShapes, ...], Shape]:
+        layers = []
+        for index, record in enumerate(records):
+            layer = self._layer(record, shape, f"{name}{index}.{record.kind}", f"{place}[{index}].{record.kind}")
+            layers.append(layer)
+            shape = layer.output_shape
+        return tuple(layers), shape
+
+    def _layer(self, record: LayerRecord, shape: Shape, name: str, place: str) -> LayerShapes:
+        number, self._number = self._number, self._number + 1
+        if isinstance(record, ResidualRecord):
+            return self._residual(record, shape, name, place, number)
+        if isinstance(record, ParallelRecord):
+            return self._parallel(record, shape, name, place, number)
+        outcome = RULES[type(record)](record, shape, Refusals(f"model.{place}", self.wrong))
+        layer = LayerShapes(record, name, place, number, shape, outcome.output, outcome.tensors)
+        self._count(layer)
+        return layer
+
+    def _residual(self, record: ResidualRecord, shape: Shape, name: str, place: str, number: int) -> LayerShapes:
+        path, output = self.chain(record.layers, shape, f"{name}.layers.", f"{place}.layers")
+        shortcut, other = self.chain(record.shortcut, shape, f"{name}.shortcut.", f"{place}.shortcut")
+        if output != other:
+            way = "the short cut" if record.shortcut else "the input, which is added to it,"
+            remedy = f"{way} has shape {other}; both must be one shape"
+            self.wrong.append(Violation(f"model.{place}.layers", f"an output of shape {output}", remedy, "SHAPES_DO_NOT_MEET"))
+        return LayerShapes(record, name, place, number, shape, output, {}, (path, shortcut))
+
+    def _parallel(self, record: ParallelRecord, shape: Shape, name: str, place: str, number: int) -> LayerShapes:
+        branches, outputs = [], []
+        for index, records in enumerate(record.branches):
+            branch, output = self.chain(records, shape, f"{name}.branches.{index}.", f"{place}.branches[{index}].layers")
+            branches.append(branch)
+            outputs.append(output)
+        fixed = 0 if record.join == "add" else 1
+        for index, output in enumerate(outputs):
+            if len(output) != len(outputs[0]) or output[: len(output) - fixed] != outputs[0][: len(outputs[0]) - fixed]:
+                apart = "" if record.join == "add" else " but for the last axis"
+                remedy = f"it must be {outputs[0]}, the first branch's{apart}"
+                where = f"model.{place}.branches[{index}]"
+                self.wrong.append(Violation(where, f"an output of shape {output}", remedy, "SHAPES_DO_NOT_MEET"))
+        output = outputs[0] if record.join == "add" else (*outputs[0][:-1], sum(shape[-1] for shape in outputs))
+        layer = LayerShapes(record, name, place, number, shape, output, {}, tuple(branches))
+        self._count(layer)
+        return layer
+
+    def _count(self, layer: LayerShapes) -> None:
+        own = sum(math.prod(tensor.shape) for tensor in layer.tensors.values())
+        before, self._learned = self._learned, self._learned + own
+        if self._learned > MAX_PARAMETERS >= before:
+            remedy = f"the model may hold at most {MAX_PARAMETERS} numbers up to and with this layer"
+            self.wrong.append(Violation(f"model.{layer.place}", f"{self._learned} parameters", remedy, "MODEL_TOO_LARGE"))
+        if math.prod(layer.output_shape) > MAX_ACTIVATION >= math.prod(layer.input_shape):
+            remedy = f"a layer may give at most {MAX_ACTIVATION} numbers per row"
+            where = f"model.{layer.place}"
+            self.wrong.append(Violation(where, f"an output of shape {layer.output_shape}", remedy, "MODEL_TOO_LARGE"))

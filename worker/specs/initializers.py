@@ -1,0 +1,35 @@
+"""Initializers as records: how a tensor is drawn before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from lockstep.v1.model_pb2 import Initializer
+from worker.specs.records import Reading, not_one_of
+
+# Activations that pass what is above zero and little below: He's variance suits them.
+RECTIFIERS = frozenset({"relu", "leaky_relu", "elu", "silu", "gelu", "softplus"})
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class InitializerRecord:
+    """`kind` is a key of `worker.nn.initializers.INITIALIZERS`; `value` is what it needs besides, or 0."""
+
+    kind: str
+    value: float = 0.0
+
+
+# Keys of worker.nn.initializers.INITIALIZERS that a job may name.
+BUILT = ("glorot_uniform", "he_normal", "lecun_normal", "zeros")
+
+
+def read_initializer(given: Initializer | None, reading: Reading) -> InitializerRecord:
+    """The record: as given, else he_normal before a rectifier and glorot_uniform before all else."""
+    if given is None:
+        return InitializerRecord("he_normal" if reading.follower in RECTIFIERS else "glorot_uniform")
+    kind = given.WhichOneof("kind") or ""
+    if kind not in BUILT:
+        reading.wrong.append(not_one_of(f"{reading.place}.initializer", "initializer", kind, BUILT))
+    return InitializerRecord(kind)
