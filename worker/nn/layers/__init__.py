@@ -8,12 +8,13 @@ from typing import Any
 from worker.nn.layers.dense import Dense
 from worker.nn.layers.flatten import Flatten
 from worker.nn.layers.layer import Layer, Layout, Memory, Setting
+from worker.nn.layers.positionwise_dense import PositionwiseDense
 from worker.nn.layers.relu import Relu
 from worker.specs import DenseRecord, FlattenRecord, ReluRecord
 
 # From the type of a record to the class that computes it on input rows of some shape.
 LAYERS: dict[type[Any], Callable[[tuple[int, ...]], type[Layer]]] = {
-    DenseRecord: lambda row: Dense,
+    DenseRecord: lambda row: Dense if len(row) == 1 else PositionwiseDense,
     FlattenRecord: lambda row: Flatten,
     ReluRecord: lambda row: Relu,
 }
@@ -30,4 +31,16 @@ def build_layer(record: Any, setting: Setting) -> Layer:
     return make(record, setting)
 
 
-__all__ = ["LAYERS", "Dense", "Flatten", "Layer", "Layout", "Memory", "Relu", "Setting", "build_layer", "layer_class"]
+__all__ = [
+    "LAYERS",
+    "Dense",
+    "Flatten",
+    "Layer",
+    "Layout",
+    "Memory",
+    "PositionwiseDense",
+    "Relu",
+    "Setting",
+    "build_layer",
+    "layer_class",
+]
