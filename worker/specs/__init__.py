@@ -3,7 +3,16 @@
 This package alone reads `WhichOneof`. Nothing below it knows protobuf.
 """
 
-from worker.specs.activations import ReluRecord
+from worker.specs.activations import (
+    EluRecord,
+    GeluRecord,
+    LeakyReluRecord,
+    ReluRecord,
+    SigmoidRecord,
+    SiluRecord,
+    SoftplusRecord,
+    TanhRecord,
+)
 from worker.specs.architecture import Architecture, ParallelRecord, ResidualRecord, architecture
 from worker.specs.dense import DenseRecord, FlattenRecord
 from worker.specs.initializers import InitializerRecord
@@ -15,9 +24,12 @@ __all__ = [
     "Architecture",
     "ConstantSchedule",
     "DenseRecord",
+    "EluRecord",
     "FlattenRecord",
+    "GeluRecord",
     "InitializerRecord",
     "LayerRecord",
+    "LeakyReluRecord",
     "LossRecord",
     "MeanSquaredErrorRecord",
     "MomentumRecord",
@@ -28,7 +40,11 @@ __all__ = [
     "ResidualRecord",
     "ScheduleRecord",
     "SgdRecord",
+    "SigmoidRecord",
+    "SiluRecord",
     "SoftmaxCrossEntropyRecord",
+    "SoftplusRecord",
+    "TanhRecord",
     "architecture",
     "loss_record",
     "optimizer_record",

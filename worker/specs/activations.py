@@ -1,11 +1,11 @@
-"""The records of the elementwise layers, of softmax and of dropout."""
+"""The records of the elementwise layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from lockstep.v1.model_pb2 import Layer
+from lockstep.v1.model_pb2 import Gelu, Layer
 from worker.specs.records import LayerReader, LayerRecord, Reading
 
 
@@ -17,8 +17,80 @@ class ReluRecord(LayerRecord):
     kind: ClassVar[str] = "relu"
 
 
-def _relu(message: Layer, reading: Reading) -> LayerRecord:
-    return ReluRecord()
+@final
+@dataclass(frozen=True, slots=True)
+class LeakyReluRecord(LayerRecord):
+    """x above zero, slope * x below."""
+
+    kind: ClassVar[str] = "leaky_relu"
+    slope: float
 
 
-READERS: dict[str, LayerReader] = {"relu": _relu}
+@final
+@dataclass(frozen=True, slots=True)
+class EluRecord(LayerRecord):
+    """x above zero, alpha * (exp(x) - 1) below."""
+
+    kind: ClassVar[str] = "elu"
+    alpha: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SiluRecord(LayerRecord):
+    """x * sigmoid(x)."""
+
+    kind: ClassVar[str] = "silu"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GeluRecord(LayerRecord):
+    """x * Phi(x); `exact` by the error function, else by a hyperbolic tangent."""
+
+    kind: ClassVar[str] = "gelu"
+    exact: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SigmoidRecord(LayerRecord):
+    """1 / (1 + exp(-x))."""
+
+    kind: ClassVar[str] = "sigmoid"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TanhRecord(LayerRecord):
+    """Hyperbolic tangent."""
+
+    kind: ClassVar[str] = "tanh"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SoftplusRecord(LayerRecord):
+    """log(1 + exp(x))."""
+
+    kind: ClassVar[str] = "softplus"
+
+
+def _leaky_relu(message: Layer, reading: Reading) -> LayerRecord:
+    return LeakyReluRecord(message.leaky_relu.slope if message.leaky_relu.HasField("slope") else 0.01)
+
+
+def _elu(message: Layer, reading: Reading) -> LayerRecord:
+    return EluRecord(message.elu.alpha if message.elu.HasField("alpha") else 1.0)
+
+
+READERS: dict[str, LayerReader] = {
+    "relu": lambda message, reading: ReluRecord(),
+    "leaky_relu": _leaky_relu,
+    "elu": _elu,
+    "silu": lambda message, reading: SiluRecord(),
+    "gelu": lambda message, reading: GeluRecord(message.gelu.form != Gelu.TANH),
+    "sigmoid": lambda message, reading: SigmoidRecord(),
+    "tanh": lambda message, reading: TanhRecord(),
+    "softplus": lambda message, reading: SoftplusRecord(),
+}

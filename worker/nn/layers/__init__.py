@@ -7,16 +7,37 @@ from typing import Any
 
 from worker.nn.layers.dense import Dense
 from worker.nn.layers.flatten import Flatten
+from worker.nn.layers.gelu import Gelu
 from worker.nn.layers.layer import Layer, Layout, Memory, Setting
 from worker.nn.layers.positionwise_dense import PositionwiseDense
+from worker.nn.layers.rectifiers import Elu, LeakyRelu
 from worker.nn.layers.relu import Relu
-from worker.specs import DenseRecord, FlattenRecord, ReluRecord
+from worker.nn.layers.sigmoids import Sigmoid, Silu, Softplus, Tanh
+from worker.specs import (
+    DenseRecord,
+    EluRecord,
+    FlattenRecord,
+    GeluRecord,
+    LeakyReluRecord,
+    ReluRecord,
+    SigmoidRecord,
+    SiluRecord,
+    SoftplusRecord,
+    TanhRecord,
+)
 
 # From the type of a record to the class that computes it on input rows of some shape.
 LAYERS: dict[type[Any], Callable[[tuple[int, ...]], type[Layer]]] = {
     DenseRecord: lambda row: Dense if len(row) == 1 else PositionwiseDense,
     FlattenRecord: lambda row: Flatten,
     ReluRecord: lambda row: Relu,
+    LeakyReluRecord: lambda row: LeakyRelu,
+    EluRecord: lambda row: Elu,
+    SiluRecord: lambda row: Silu,
+    GeluRecord: lambda row: Gelu,
+    SigmoidRecord: lambda row: Sigmoid,
+    TanhRecord: lambda row: Tanh,
+    SoftplusRecord: lambda row: Softplus,
 }
 
 

@@ -1,0 +1,111 @@
+"""The Gaussian error linear unit."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import numpy as np
+
+from worker.nn.layers.elementwise import Elementwise
+from worker.nn.layers.layer import Setting
+from worker.nn.parameters import Array
+from worker.specs import GeluRecord
+
+# exp(y^2) erfc(y) = P(y) / Q(y), coefficients from y^8 down: the approximation for the middle range of Cody (1969). Below that
+# range it still gives erfc(y) to 1e-10 absolutely, which is what Phi needs; above it, exp(-y^2) is below 2e-7 and falls.
+P = (
+    2.15311535474403846e-8,
+    5.64188496988670089e-1,
+    8.88314979438837594e0,
+    6.61191906371416295e1,
+    2.98635138197400131e2,
+    8.81952221241769090e2,
+    1.71204761263407058e3,
+    2.05107837782607147e3,
+    1.23033935479799725e3,
+)
+Q = (
+    1.0,
+    1.57449261107098347e1,
+    1.17693950891312499e2,
+    5.37181101862009858e2,
+    1.62138957456669019e3,
+    3.29079923573345963e3,
+    4.36261909014324716e3,
+    3.43936767414372164e3,
+    1.23033935480374942e3,
+)
+
+
+@final
+class Gelu(Elementwise):
+    """y = x Phi(x), Phi the standard normal distribution and phi its density (Hendrycks and Gimpel 2016).
+
+    Exact: Phi(x) = erfc(-x / sqrt 2) / 2 by a rational approximation; f' = Phi + x phi. Else, with
+    v = tanh(sqrt(2 / pi) (x + 0.044715 x^3)): y = x (1 + v) / 2.
+    """
+
+    def __init__(self, record: GeluRecord, setting: Setting) -> None:
+        super().__init__(record, setting)
+        self.exact = record.exact
+        self.p, self.q = [self.number(c) for c in P], [self.number(c) for c in Q]
+        self.zero, self.half, self.one = self.number(0), self.number(0.5), self.number(1)
+        self.minus_half, self.root_half = self.number(-0.5), self.number(math.sqrt(0.5))
+        self.density = self.number(1 / math.sqrt(2 * math.pi))
+        self.scale, self.cubic = self.number(math.sqrt(2 / math.pi)), self.number(0.044715)
+        self.slope = self.number(3 * 0.044715)
+        # Beyond it Phi is 0 or 1 to the last bit, and the polynomials stay finite.
+        self.limit = setting.memory.constant((len(self.zeros),), 40)
+
+    def compute(self, x: Array, y: Array, derivative: Array, t: Array, u: Array) -> None:
+        if self.exact:
+            self._exact(x, y, derivative, t, u)
+        else:
+            self._by_tanh(x, y, derivative, t, u)
+
+    def _exact(self, x: Array, y: Array, derivative: Array, t: Array, u: Array) -> None:
+        np.abs(x, out=t)
+        np.minimum(t, self.limit[: len(x)], out=t)
+        np.multiply(t, self.root_half, out=t)
+        for polynomial, out in ((self.p, u), (self.q, y)):
+            np.multiply(t, polynomial[0], out=out)
+            for coefficient in polynomial[1:-1]:
+                np.add(out, coefficient, out=out)
+                np.multiply(out, t, out=out)
+            np.add(out, polynomial[-1], out=out)
+        np.divide(u, y, out=u)
+        np.multiply(t, t, out=t)
+        np.negative(t, out=t)
+        np.exp(t, out=t)
+        # u = Phi(-|x|); above zero Phi(x) = 1 - u, so that u turns around 1/2 with the sign of x.
+        np.multiply(u, t, out=u)
+        np.multiply(u, self.half, out=u)
+        np.subtract(self.half, u, out=u)
+        np.copysign(u, x, out=u)
+        np.add(u, self.half, out=u)
+        np.multiply(x, u, out=y)
+        np.multiply(t, self.density, out=t)
+        np.multiply(t, x, out=t)
+        np.add(u, t, out=derivative)
+
+    def _by_tanh(self, x: Array, y: Array, derivative: Array, t: Array, u: Array) -> None:
+        np.multiply(x, x, out=t)
+        np.multiply(t, self.cubic, out=u)
+        np.add(u, self.one, out=u)
+        np.multiply(u, x, out=u)
+        np.multiply(u, self.scale, out=u)
+        np.tanh(u, out=u)
+        # The derivative of what stands in the tanh, times x (1 - v^2) / 2.
+        np.multiply(t, self.slope, out=t)
+        np.add(t, self.one, out=t)
+        np.multiply(t, self.scale, out=t)
+        np.multiply(u, u, out=derivative)
+        np.subtract(self.one, derivative, out=derivative)
+        np.multiply(derivative, t, out=derivative)
+        np.multiply(derivative, x, out=derivative)
+        np.multiply(derivative, self.half, out=derivative)
+        np.multiply(u, self.half, out=u)
+        np.add(u, self.half, out=u)
+        np.multiply(x, u, out=y)
+        np.add(derivative, u, out=derivative)
