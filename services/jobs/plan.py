@@ -11,9 +11,6 @@ from lockstep.v1.training_job_pb2 import LayerPlan, Plan
 from worker.nn.shapes import layer_shapes, parameter_layout, worker_memory_bytes
 from worker.specs import Architecture, OptimizerRecord
 
-# Vectors of state beside the parameters.
-OPTIMIZER_STATES: Final = {"sgd": 0, "momentum": 1}
-
 # Headers and the manifest of a checkpoint, without the names of tensors.
 CHECKPOINT_FLOOR_BYTES: Final = 4096
 NAME_BYTES: Final = 128
@@ -25,7 +22,7 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimiz
     training_rows = schema.rows - validation_rows
     steps = -(-training_rows // spec.training.batch_size)
     layers = layer_shapes(model)
-    states = OPTIMIZER_STATES[optimizer.kind]
+    states = optimizer.states
     entries = parameter_layout(model).entries
     parameters = sum(layer.parameter_count for layer in layers)
     return Plan(

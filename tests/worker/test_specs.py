@@ -13,19 +13,29 @@ from lockstep.contract.errors import UserError
 from lockstep.v1.model_pb2 import Initializer, Layer, ModelSpec
 from lockstep.v1.optimization_pb2 import Loss, Optimizer
 from worker.specs import (
+    AdagradRecord,
+    AdamRecord,
+    AdamWRecord,
     Architecture,
     ConstantSchedule,
+    CosineSchedule,
     DenseRecord,
+    ExponentialSchedule,
     FlattenRecord,
     InitializerRecord,
     MeanSquaredErrorRecord,
     MomentumRecord,
+    NesterovRecord,
+    OneCycleSchedule,
     ParallelRecord,
     PenaltyRecord,
+    PolynomialSchedule,
     ReluRecord,
     ResidualRecord,
+    RmsPropRecord,
     SgdRecord,
     SoftmaxCrossEntropyRecord,
+    StepSchedule,
     architecture,
     loss_record,
     optimizer_record,
@@ -85,7 +95,7 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         ("model.layers[0]", "INVALID_FIELD"),
         ("model.layers[2].residual.layers[0]", "INVALID_FIELD"),
     ]
-    assert "exactly one layer must be given: dense, flatten, " in str(raised.value)
+    assert "exactly one layer must be given: dense, elu, flatten, " in str(raised.value)
 
 
 def test_what_is_not_built_is_refused() -> None:
@@ -163,19 +173,36 @@ def test_losses_that_are_not_built() -> None:
 def test_optimizers_and_defaults() -> None:
     assert optimizer_record(optimizer(sgd={"learning_rate": 0.1})) == SgdRecord(0.1, ConstantSchedule())
     assert optimizer_record(optimizer(momentum={"learning_rate": 0.1})) == MomentumRecord(0.1, 0.9, ConstantSchedule())
+    assert optimizer_record(optimizer(nesterov={"learning_rate": 0.1})) == NesterovRecord(0.1, 0.9, ConstantSchedule())
+    assert optimizer_record(optimizer(adagrad={"learning_rate": 0.1})) == AdagradRecord(0.1, 1e-10, ConstantSchedule())
+    assert optimizer_record(optimizer(rmsprop={"learning_rate": 0.1})) == RmsPropRecord(0.1, 0.99, 1e-8, ConstantSchedule())
+    assert optimizer_record(optimizer(adam={"learning_rate": 0.1})) == AdamRecord(0.1, 0.9, 0.999, 1e-8, ConstantSchedule())
+    adamw = optimizer_record(optimizer(adamw={"learning_rate": 0.1}))
+    assert adamw == AdamWRecord(0.1, 0.9, 0.999, 1e-8, 0.01, ConstantSchedule())
     given = optimizer(momentum={"learning_rate": 0.1, "momentum": 0.0}, schedule={"constant": {}})
     assert optimizer_record(given) == MomentumRecord(0.1, 0.0, ConstantSchedule())
 
 
+def test_schedules_and_their_defaults() -> None:
+    def schedule(**fields: Any) -> object:
+        return optimizer_record(optimizer(sgd={"learning_rate": 1}, schedule=fields)).schedule
+
+    assert schedule(warmup_steps=3) == ConstantSchedule(3)
+    assert schedule(step={"every_epochs": 2}) == StepSchedule(2, 0.1)
+    assert schedule(exponential={"factor": 0.5}) == ExponentialSchedule(0.5)
+    assert schedule(cosine={}, warmup_steps=5) == CosineSchedule(0.0, 5)
+    assert schedule(one_cycle={}) == OneCycleSchedule(0.3, 25, 10000)
+    assert schedule(polynomial={}) == PolynomialSchedule(1)
+
+
 def test_optimizers_that_are_not_built() -> None:
-    given = optimizer(adam={"learning_rate": 0.1}, schedule={"cosine": {}, "warmup_steps": 3}, clipping={"value": 1.0})
+    given = optimizer(lamb={"learning_rate": 0.1}, schedule={"plateau": {}}, clipping={"value": 1.0})
     with pytest.raises(UserError) as raised:
         optimizer_record(given)
     assert violations(raised) == [
-        ("optimizer.schedule.cosine", "SCHEDULE_NOT_BUILT"),
-        ("optimizer.schedule.warmup_steps", "OPTION_NOT_BUILT"),
+        ("optimizer.schedule.plateau", "SCHEDULE_NOT_BUILT"),
         ("optimizer.clipping", "OPTION_NOT_BUILT"),
-        ("optimizer.adam", "OPTIMIZER_NOT_BUILT"),
+        ("optimizer.lamb", "OPTIMIZER_NOT_BUILT"),
     ]
 
 

@@ -2,21 +2,70 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from worker.specs import ConstantSchedule, OptimizerRecord
+from worker.nn.optimizers import power
+from worker.specs import (
+    ConstantSchedule,
+    CosineSchedule,
+    ExponentialSchedule,
+    OneCycleSchedule,
+    OptimizerRecord,
+    PolynomialSchedule,
+    StepSchedule,
+)
 
 
-def _constant(schedule: ConstantSchedule, step: int, steps_per_epoch: int, total_steps: int) -> float:
+def _constant(schedule: ConstantSchedule, progress: float, epochs: int) -> float:
     return 1.0
 
 
-# From a schedule's record to its factor at a step, which counts from 1.
-SCHEDULES: dict[type[Any], Callable[[Any, int, int, int], float]] = {ConstantSchedule: _constant}
+def _step(schedule: StepSchedule, progress: float, epochs: int) -> float:
+    return power(schedule.factor, epochs // schedule.every_epochs)
+
+
+def _exponential(schedule: ExponentialSchedule, progress: float, epochs: int) -> float:
+    return power(schedule.factor, epochs)
+
+
+def _cosine(schedule: CosineSchedule, progress: float, epochs: int) -> float:
+    return schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _one_cycle(schedule: OneCycleSchedule, progress: float, epochs: int) -> float:
+    start, end = 1 / schedule.start_divisor, 1 / schedule.end_divisor
+    if progress < schedule.rise:
+        return start + (1 - start) * progress / schedule.rise
+    return 1 + (end - 1) * (progress - schedule.rise) / (1 - schedule.rise)
+
+
+def _polynomial(schedule: PolynomialSchedule, progress: float, epochs: int) -> float:
+    return math.pow(1 - progress, schedule.power)
+
+
+# From a schedule's record to its factor, given the part of the steps after the warm-up that came before, and the epochs before.
+SCHEDULES: dict[type[Any], Callable[[Any, float, int], float]] = {
+    ConstantSchedule: _constant,
+    StepSchedule: _step,
+    ExponentialSchedule: _exponential,
+    CosineSchedule: _cosine,
+    OneCycleSchedule: _one_cycle,
+    PolynomialSchedule: _polynomial,
+}
 
 
 def learning_rate(optimizer: OptimizerRecord, step: int, steps_per_epoch: int, total_steps: int) -> float:
-    """The optimizer's rate times its schedule's factor at `step` (from 1), in float64."""
-    factor = SCHEDULES[type(optimizer.schedule)](optimizer.schedule, step, steps_per_epoch, total_steps)
-    return optimizer.learning_rate * factor
+    """The optimizer's rate times its schedule's factor at `step` (from 1), in float64.
+
+    Over the warm-up the factor rises in equal parts to the schedule's first: at step t of w it is t / w of it. The progress
+    of cosine, one-cycle and polynomial is the number of steps since the warm-up over all such steps, from 0 to just below 1;
+    epochs count from the beginning.
+    """
+    schedule, rate = optimizer.schedule, optimizer.learning_rate
+    factor, warmup = SCHEDULES[type(schedule)], int(schedule.warmup_steps)
+    if step <= warmup:
+        return rate * factor(schedule, 0.0, 0) * (step / warmup)
+    progress = (step - warmup - 1) / (total_steps - warmup)
+    return rate * factor(schedule, progress, (step - 1) // steps_per_epoch)

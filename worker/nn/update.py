@@ -25,7 +25,7 @@ class Update:
         self._optimizer = build_optimizer(record)
         self._penalty = penalty if penalty.l1 or penalty.l2 else None
         self._decayed = layout.decayed
-        self.cuts: Sequence[int] = (layout.decayed,) if self._penalty else ()
+        self.cuts: Sequence[int] = (layout.decayed,) if self._penalty or self._optimizer.has_decay else ()
         self.state_names = self._optimizer.state_names
         self._scratch = aligned_zeros((min(layout.size, BLOCK_FLOATS) if self._penalty else 0,), np.float32)
 
@@ -33,6 +33,7 @@ class Update:
         self, first: int, parameters: Array, gradient: Array, state: Sequence[Array], step: int, learning_rate: float
     ) -> None:
         """One step on the block that begins at `first`, at most BLOCK_FLOATS long; may overwrite the gradient."""
-        if self._penalty is not None and first < self._decayed:
+        decays = first < self._decayed
+        if self._penalty is not None and decays:
             add_penalties(parameters, gradient, self._penalty.l1, self._penalty.l2, self._scratch[: len(parameters)])
-        self._optimizer.apply(parameters, gradient, state, step, learning_rate)
+        self._optimizer.apply(parameters, gradient, state, step, learning_rate, decays)

@@ -17,14 +17,37 @@ from worker.specs.architecture import Architecture, ParallelRecord, ResidualReco
 from worker.specs.dense import DenseRecord, FlattenRecord
 from worker.specs.initializers import InitializerRecord
 from worker.specs.losses import MeanSquaredErrorRecord, PenaltyRecord, SoftmaxCrossEntropyRecord, loss_record, penalty_record
-from worker.specs.optimizers import ConstantSchedule, MomentumRecord, ScheduleRecord, SgdRecord, optimizer_record
+from worker.specs.optimizers import (
+    AdagradRecord,
+    AdamRecord,
+    AdamWRecord,
+    MomentumRecord,
+    NesterovRecord,
+    RmsPropRecord,
+    SgdRecord,
+    optimizer_record,
+)
 from worker.specs.records import LayerRecord, LossRecord, OptimizerRecord
+from worker.specs.schedules import (
+    ConstantSchedule,
+    CosineSchedule,
+    ExponentialSchedule,
+    OneCycleSchedule,
+    PolynomialSchedule,
+    ScheduleRecord,
+    StepSchedule,
+)
 
 __all__ = [
+    "AdagradRecord",
+    "AdamRecord",
+    "AdamWRecord",
     "Architecture",
     "ConstantSchedule",
+    "CosineSchedule",
     "DenseRecord",
     "EluRecord",
+    "ExponentialSchedule",
     "FlattenRecord",
     "GeluRecord",
     "InitializerRecord",
@@ -33,17 +56,22 @@ __all__ = [
     "LossRecord",
     "MeanSquaredErrorRecord",
     "MomentumRecord",
+    "NesterovRecord",
+    "OneCycleSchedule",
     "OptimizerRecord",
     "ParallelRecord",
     "PenaltyRecord",
+    "PolynomialSchedule",
     "ReluRecord",
     "ResidualRecord",
+    "RmsPropRecord",
     "ScheduleRecord",
     "SgdRecord",
     "SigmoidRecord",
     "SiluRecord",
     "SoftmaxCrossEntropyRecord",
     "SoftplusRecord",
+    "StepSchedule",
     "TanhRecord",
     "architecture",
     "loss_record",

@@ -25,10 +25,12 @@ class LossRecord:
 
 
 class OptimizerRecord:
-    """An optimizer without NumPy or protobuf. `kind` is its key in a job file; `schedule` is a schedule's record."""
+    """An optimizer without NumPy or protobuf. `kind` is its key in a job file; `schedule` is a schedule's record; `states` is
+    how many vectors it remembers."""
 
     __slots__ = ()
     kind: ClassVar[str]
+    states: ClassVar[int] = 0
     learning_rate: float
     schedule: Any
 

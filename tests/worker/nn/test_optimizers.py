@@ -13,10 +13,29 @@ from lockstep.contract.errors import InternalError
 from worker.nn.optimizers import build_optimizer
 from worker.nn.schedules import learning_rate
 from worker.nn.shapes import BLOCK_FLOATS
-from worker.specs import ConstantSchedule, MomentumRecord, OptimizerRecord, SgdRecord
+from worker.specs import (
+    AdagradRecord,
+    AdamRecord,
+    AdamWRecord,
+    ConstantSchedule,
+    MomentumRecord,
+    NesterovRecord,
+    OptimizerRecord,
+    RmsPropRecord,
+    SgdRecord,
+)
 
 CONSTANT = ConstantSchedule()
-RECORDS: list[OptimizerRecord] = [SgdRecord(0.1, CONSTANT), MomentumRecord(0.1, 0.9, CONSTANT)]
+ADAMW = AdamWRecord(0.1, 0.9, 0.99, 1e-8, 0.3, CONSTANT)
+RECORDS: list[OptimizerRecord] = [
+    SgdRecord(0.1, CONSTANT),
+    MomentumRecord(0.1, 0.9, CONSTANT),
+    NesterovRecord(0.1, 0.9, CONSTANT),
+    AdagradRecord(0.1, 1e-10, CONSTANT),
+    RmsPropRecord(0.1, 0.9, 1e-8, CONSTANT),
+    AdamRecord(0.1, 0.9, 0.99, 1e-8, CONSTANT),
+    ADAMW,
+]
 
 
 def test_sgd_is_its_formula() -> None:
@@ -46,14 +65,78 @@ def test_momentum_is_its_formula() -> None:
     assert optimizer.state_names == ("velocity",)
 
 
-@settings(max_examples=20, deadline=None)
+def twenty_steps(
+    record: OptimizerRecord, dtype: type = np.float64, decays: bool = True
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """(the gradients, the weights before, the weights after) of twenty steps at the record's rate."""
+    rng = np.random.default_rng(4)
+    optimizer = build_optimizer(record, dtype)
+    w: np.ndarray = rng.normal(size=50).astype(dtype)
+    start = w.copy()
+    gradients: list[np.ndarray] = [rng.normal(size=50).astype(dtype) for _ in range(20)]
+    state: list[np.ndarray] = [np.zeros(50, dtype) for _ in optimizer.state_names]
+    assert len(state) == record.states
+    for step, g in enumerate(gradients, start=1):
+        optimizer.apply(w, g, state, step, record.learning_rate, decays)
+    return gradients, start, w
+
+
+def test_nesterov_is_its_formula() -> None:
+    gradients, w, after = twenty_steps(NesterovRecord(0.1, 0.9, CONSTANT))
+    # The paper's own form: the gradient is taken at theta + momentum * v, which is what w holds here.
+    v = np.zeros(50)
+    for g in gradients:
+        theta = w - 0.9 * v
+        v = 0.9 * v - 0.1 * g
+        w = theta + v + 0.9 * v
+    np.testing.assert_allclose(after, w, rtol=1e-10, atol=1e-12)
+
+
+def test_adagrad_is_its_formula() -> None:
+    gradients, w, after = twenty_steps(AdagradRecord(0.1, 1e-10, CONSTANT))
+    for t, g in enumerate(gradients):
+        w = w - 0.1 * g / (np.sqrt(sum(h**2 for h in gradients[: t + 1])) + 1e-10)
+    np.testing.assert_allclose(after, w, rtol=1e-12)
+
+
+def test_rmsprop_is_its_formula() -> None:
+    gradients, w, after = twenty_steps(RmsPropRecord(0.1, 0.9, 1e-8, CONSTANT))
+    for t, g in enumerate(gradients):
+        s = sum(0.1 * 0.9 ** (t - i) * gradients[i] ** 2 for i in range(t + 1))
+        w = w - 0.1 * g / (np.sqrt(s) + 1e-8)
+    np.testing.assert_allclose(after, w, rtol=1e-11)
+
+
+def adam(gradients: list[np.ndarray], w: np.ndarray, decay: float) -> np.ndarray:
+    for t in range(len(gradients)):
+        m = sum(0.1 * 0.9 ** (t - i) * gradients[i] for i in range(t + 1)) / (1 - 0.9 ** (t + 1))
+        v = sum(0.01 * 0.99 ** (t - i) * gradients[i] ** 2 for i in range(t + 1)) / (1 - 0.99 ** (t + 1))
+        w = w - 0.1 * decay * w - 0.1 * m / (np.sqrt(v) + 1e-8)
+    return w
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(np.float64, 1e-10), (np.float32, 2e-4)])
+def test_adam_is_its_formula(dtype: type, bound: float) -> None:
+    gradients, w, after = twenty_steps(AdamRecord(0.1, 0.9, 0.99, 1e-8, CONSTANT), dtype)
+    wide = [g.astype(np.float64) for g in gradients]
+    np.testing.assert_allclose(after, adam(wide, w.astype(np.float64), 0), rtol=bound, atol=bound)
+
+
+def test_adamw_decays_weights_apart_from_the_gradient_and_biases_not() -> None:
+    gradients, w, after = twenty_steps(ADAMW)
+    np.testing.assert_allclose(after, adam(gradients, w, 0.3), rtol=1e-10)
+    gradients, w, after = twenty_steps(ADAMW, decays=False)
+    np.testing.assert_allclose(after, adam(gradients, w, 0), rtol=1e-10)
+
+
+@settings(max_examples=40, deadline=None)
 @given(record=st.sampled_from(RECORDS), cuts=st.lists(st.integers(0, 2 * BLOCK_FLOATS), max_size=4))
 def test_any_cut_gives_the_same_bits(record: OptimizerRecord, cuts: list[int]) -> None:
     size = 2 * BLOCK_FLOATS + 77
     rng = np.random.default_rng(1)
     w, g = rng.standard_normal(size, np.float32), rng.standard_normal(size, np.float32)
     whole, pieces = build_optimizer(record), build_optimizer(record)
-    state = [rng.standard_normal(size, np.float32) for _ in whole.state_names]
+    state = [np.abs(rng.standard_normal(size, np.float32)) for _ in whole.state_names]
     other_w, other_state, kept = w.copy(), [vector.copy() for vector in state], g.copy()
     whole.apply(w, g, state, 1, 0.1)
     for first, end in zip([0, *sorted(cuts)], [*sorted(cuts), size], strict=True):

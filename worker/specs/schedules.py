@@ -1,0 +1,123 @@
+"""Learning-rate schedules as records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from lockstep.contract.errors import Violation
+from lockstep.v1.optimization_pb2 import Schedule
+from worker.specs.records import not_one_of
+
+
+class ScheduleRecord:
+    """A schedule without NumPy or protobuf. `kind` is its key in a job file; `warmup_steps` come before it."""
+
+    __slots__ = ()
+    kind: ClassVar[str]
+    warmup_steps: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ConstantSchedule(ScheduleRecord):
+    """The factor is 1 at every step."""
+
+    kind: ClassVar[str] = "constant"
+    warmup_steps: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StepSchedule(ScheduleRecord):
+    """Times `factor` after each `every_epochs`."""
+
+    kind: ClassVar[str] = "step"
+    every_epochs: int
+    factor: float
+    warmup_steps: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ExponentialSchedule(ScheduleRecord):
+    """Times `factor` after each epoch."""
+
+    kind: ClassVar[str] = "exponential"
+    factor: float
+    warmup_steps: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CosineSchedule(ScheduleRecord):
+    """From 1 to `floor` along half a cosine."""
+
+    kind: ClassVar[str] = "cosine"
+    floor: float
+    warmup_steps: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class OneCycleSchedule(ScheduleRecord):
+    """From 1 / start_divisor up to 1 over the part `rise` of the steps, then down to 1 / end_divisor."""
+
+    kind: ClassVar[str] = "one_cycle"
+    rise: float
+    start_divisor: float
+    end_divisor: float
+    warmup_steps: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PolynomialSchedule(ScheduleRecord):
+    """(1 - progress)^power."""
+
+    kind: ClassVar[str] = "polynomial"
+    power: float
+    warmup_steps: int = 0
+
+
+def _cosine(schedule: Schedule, warmup_steps: int) -> ScheduleRecord:
+    return CosineSchedule(schedule.cosine.floor, warmup_steps)
+
+
+def _step(schedule: Schedule, warmup_steps: int) -> ScheduleRecord:
+    step = schedule.step
+    return StepSchedule(step.every_epochs, step.factor if step.HasField("factor") else 0.1, warmup_steps)
+
+
+def _one_cycle(schedule: Schedule, warmup_steps: int) -> ScheduleRecord:
+    cycle = schedule.one_cycle
+    return OneCycleSchedule(
+        cycle.rise if cycle.HasField("rise") else 0.3,
+        cycle.start_divisor if cycle.HasField("start_divisor") else 25.0,
+        cycle.end_divisor if cycle.HasField("end_divisor") else 10000.0,
+        warmup_steps,
+    )
+
+
+def _polynomial(schedule: Schedule, warmup_steps: int) -> ScheduleRecord:
+    return PolynomialSchedule(schedule.polynomial.power if schedule.polynomial.HasField("power") else 1.0, warmup_steps)
+
+
+_READERS: dict[str, Callable[[Schedule, int], ScheduleRecord]] = {
+    "constant": lambda schedule, warmup_steps: ConstantSchedule(warmup_steps),
+    "step": _step,
+    "exponential": lambda schedule, warmup_steps: ExponentialSchedule(schedule.exponential.factor, warmup_steps),
+    "cosine": _cosine,
+    "one_cycle": _one_cycle,
+    "polynomial": _polynomial,
+}
+
+
+def read_schedule(schedule: Schedule, wrong: list[Violation]) -> ScheduleRecord:
+    """The record of a schedule; none given is constant."""
+    kind = schedule.WhichOneof("kind") or "constant"
+    if kind not in _READERS:
+        wrong.append(not_one_of("optimizer.schedule", "schedule", kind, _READERS))
+        return ConstantSchedule()
+    return _READERS[kind](schedule, schedule.warmup_steps)
