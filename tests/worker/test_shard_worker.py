@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
 from safetensors.numpy import save_file
 
 from lockstep.internal.v1 import worker_pb2 as pb
@@ -79,6 +80,35 @@ def whole(sums: dict[tuple[int, int], tuple[float, float, int]]) -> tuple[float,
         return left[0] + right[0], left[1] + right[1], left[2] + right[2]
 
     return fold(0, 4, lambda first, end: sums.get((first, end)), add)
+
+
+WIDE_JOB = """
+model { layers { dense { units: 12 } } layers { gelu {} }
+        layers { residual { layers { dense { units: 12 } } layers { silu {} } layers { dense { units: 12 } } } }
+        layers { parallel { branches { layers { dense { units: 5 } } } branches { layers { tanh {} } } } }
+        layers { dense { units: 4 } } }
+loss { softmax_cross_entropy {} l1: 1e-4 l2: 1e-3 }
+optimizer { adamw { learning_rate: 0.01 weight_decay: 0.1 } schedule { cosine {} warmup_steps: 5 } }
+"""
+
+
+def test_paths_decay_and_a_schedule_give_the_same_bits_on_any_number_of_workers(
+    five: Workers, files: Path, digest: str
+) -> None:
+    run = order(digest, batch_size=100, shards=8)
+    for field in ("model", "loss", "optimizer"):
+        run.spec.ClearField(field)
+    text_format.Merge(WIDE_JOB, run.spec)
+    hashes, losses = set(), set()
+    for nodes in SPLITS:
+        five.form(files, run, nodes)
+        five.restore()
+        first = five.stretch(1, 11)[0].losses[0].loss
+        last = five.stretch(12, 40)[0].losses[-1].loss
+        assert last < first
+        hashes.add(weights_hash(run, INPUTS, five.state(40)))
+        losses.add(last)
+    assert len(hashes) == len(losses) == 1
 
 
 def test_evaluation_is_the_same_for_any_number_of_workers(five: Workers, files: Path, digest: str) -> None:
