@@ -83,7 +83,7 @@ def whole(sums: dict[tuple[int, int], tuple[float, float, int]]) -> tuple[float,
 
 
 WIDE_JOB = """
-model { layers { dense { units: 12 } } layers { gelu {} }
+model { layers { dense { units: 12 } } layers { gelu {} } layers { dropout { rate: 0.2 } }
         layers { residual { layers { dense { units: 12 } } layers { silu {} } layers { dense { units: 12 } } } }
         layers { parallel { branches { layers { dense { units: 5 } } } branches { layers { tanh {} } } } }
         layers { dense { units: 4 } } }

@@ -4,6 +4,7 @@ This package alone reads `WhichOneof`. Nothing below it knows protobuf.
 """
 
 from worker.specs.activations import (
+    DropoutRecord,
     EluRecord,
     GeluRecord,
     LeakyReluRecord,
@@ -46,6 +47,7 @@ __all__ = [
     "ConstantSchedule",
     "CosineSchedule",
     "DenseRecord",
+    "DropoutRecord",
     "EluRecord",
     "ExponentialSchedule",
     "FlattenRecord",

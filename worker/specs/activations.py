@@ -1,4 +1,4 @@
-"""The records of the elementwise layers."""
+"""The records of the elementwise layers, dropout among them."""
 
 from __future__ import annotations
 
@@ -76,6 +76,15 @@ class SoftplusRecord(LayerRecord):
     kind: ClassVar[str] = "softplus"
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class DropoutRecord(LayerRecord):
+    """In training each number is 0 with probability `rate`, the others are divided by 1 - rate."""
+
+    kind: ClassVar[str] = "dropout"
+    rate: float
+
+
 def _leaky_relu(message: Layer, reading: Reading) -> LayerRecord:
     return LeakyReluRecord(message.leaky_relu.slope if message.leaky_relu.HasField("slope") else 0.01)
 
@@ -93,4 +102,5 @@ READERS: dict[str, LayerReader] = {
     "sigmoid": lambda message, reading: SigmoidRecord(),
     "tanh": lambda message, reading: TanhRecord(),
     "softplus": lambda message, reading: SoftplusRecord(),
+    "dropout": lambda message, reading: DropoutRecord(message.dropout.rate),
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.nn.layers.dense import Dense
+from worker.nn.layers.dropout import Dropout
 from worker.nn.layers.flatten import Flatten
 from worker.nn.layers.gelu import Gelu
 from worker.nn.layers.layer import Layer, Layout, Memory, Setting
@@ -15,6 +16,7 @@ from worker.nn.layers.relu import Relu
 from worker.nn.layers.sigmoids import Sigmoid, Silu, Softplus, Tanh
 from worker.specs import (
     DenseRecord,
+    DropoutRecord,
     EluRecord,
     FlattenRecord,
     GeluRecord,
@@ -31,6 +33,7 @@ LAYERS: dict[type[Any], Callable[[tuple[int, ...]], type[Layer]]] = {
     DenseRecord: lambda row: Dense if len(row) == 1 else PositionwiseDense,
     FlattenRecord: lambda row: Flatten,
     ReluRecord: lambda row: Relu,
+    DropoutRecord: lambda row: Dropout,
     LeakyReluRecord: lambda row: LeakyRelu,
     EluRecord: lambda row: Elu,
     SiluRecord: lambda row: Silu,

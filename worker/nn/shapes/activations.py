@@ -1,4 +1,4 @@
-"""Shapes of the elementwise layers: what goes in comes out."""
+"""Shapes of the elementwise layers, dropout among them: what goes in comes out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from worker.nn.shapes.shape import Outcome, Refusals, Rule, Shape
 from worker.specs import (
+    DropoutRecord,
     EluRecord,
     GeluRecord,
     LayerRecord,
@@ -23,5 +24,6 @@ def _same(record: LayerRecord, shape: Shape, refusals: Refusals) -> Outcome:
 
 
 RULES: dict[type[Any], Rule] = dict.fromkeys(
-    (ReluRecord, LeakyReluRecord, EluRecord, SiluRecord, GeluRecord, SigmoidRecord, TanhRecord, SoftplusRecord), _same
+    (ReluRecord, LeakyReluRecord, EluRecord, SiluRecord, GeluRecord, SigmoidRecord, TanhRecord, SoftplusRecord, DropoutRecord),
+    _same,
 )
