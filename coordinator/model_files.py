@@ -19,12 +19,11 @@ from lockstep.contract.errors import InternalError
 from lockstep.contract.manifest import MODEL_FILE, OPTIMIZER_FILE, FileRecord, Manifest
 from lockstep.contract.weights import weights_sha256
 from lockstep.internal.v1 import agent_service_pb2 as agent
-from worker.build import state_names
 from worker.data.columns import Columns, open_columns
 from worker.data.standardize import fit_standardize
 from worker.nn.shapes import parameter_layout
 from worker.randomness import validation_split
-from worker.specs import architecture
+from worker.specs import architecture, optimizer_record
 from worker.weights_file import tensors_from_flat
 
 # Classes that a sentence names.
@@ -42,7 +41,7 @@ class ModelFiles:
         self.input_shape = tuple(int(size) for size in self._dataset["input_shape"])
         self.classes = "classes" in self._dataset["target"]
         self._layout = parameter_layout(architecture(order.spec.model, self.input_shape))
-        self._state_names = state_names(order.spec)
+        self._state_names = optimizer_record(order.spec.optimizer).state_names
         self._preprocessing: dict[str, Any] | None = None
 
     @property

@@ -7,7 +7,6 @@ from numpy.typing import DTypeLike
 
 from lockstep.v1.job_spec_pb2 import JobSpec
 from worker.nn.model import Model
-from worker.nn.optimizers import build_optimizer
 from worker.nn.parameters import Array
 from worker.nn.shapes import ParameterLayout
 from worker.nn.update import Update
@@ -36,8 +35,3 @@ def build_model(
 def build_update(spec: JobSpec, layout: ParameterLayout) -> Update:
     """What a step of a resolved spec does to the parameters, given their layout."""
     return Update(optimizer_record(spec.optimizer), penalty_record(spec.loss), layout)
-
-
-def state_names(spec: JobSpec) -> tuple[str, ...]:
-    """The optimizer's vectors of a resolved spec."""
-    return build_optimizer(optimizer_record(spec.optimizer)).state_names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from lockstep.contract.arithmetic import validation_count
@@ -13,11 +13,8 @@ from lockstep.v1.job_spec_pb2 import Arithmetic, JobSpec, NonFinitePolicy
 from worker.nn.shapes import check_against_dataset
 from worker.specs import (
     Architecture,
-    LayerRecord,
     LossRecord,
     OptimizerRecord,
-    ParallelRecord,
-    ResidualRecord,
     architecture,
     loss_record,
     optimizer_record,
@@ -34,8 +31,6 @@ def records(
     model = _attempt(lambda: architecture(spec.model, shape), wrong)
     loss = _attempt(lambda: loss_record(spec.loss), wrong)
     optimizer = _attempt(lambda: optimizer_record(spec.optimizer), wrong)
-    if model is not None:
-        wrong += layers_not_built(model.layers, "model.layers")
     if schema is not None and model is not None and loss is not None:
         classes = schema.classes.count if schema.HasField("classes") else None
         width = schema.numbers.width if schema.HasField("numbers") else None
@@ -64,22 +59,6 @@ def not_built(spec: JobSpec) -> Iterator[Violation]:
         yield Violation("training.arithmetic", "PORTABLE", "this option is not built yet; use NATIVE", "OPTION_NOT_BUILT")
     if spec.non_finite == NonFinitePolicy.SKIP_STEP:
         yield Violation("non_finite", "SKIP_STEP", "this option is not built yet; use FAIL", "OPTION_NOT_BUILT")
-
-
-def layers_not_built(layers: Sequence[LayerRecord], place: str) -> Iterator[Violation]:
-    """Layers that the engine has and the service cannot train yet."""
-    for index, record in enumerate(layers):
-        here = f"{place}[{index}].{record.kind}"
-        if isinstance(record, ResidualRecord):
-            yield from layers_not_built(record.layers, f"{here}.layers")
-            yield from layers_not_built(record.shortcut, f"{here}.shortcut")
-        elif isinstance(record, ParallelRecord):
-            for number, branch in enumerate(record.branches):
-                yield from layers_not_built(branch, f"{here}.branches[{number}].layers")
-        elif record.kind == "batch_norm":
-            yield Violation(here, "", "this layer is not built yet; use layer_norm", "LAYER_NOT_BUILT")
-        elif record.kind == "attention" and getattr(record, "padding_index", None) is not None:
-            yield Violation(f"{here}.padding_index", "", "this option is not built yet; leave it out", "OPTION_NOT_BUILT")
 
 
 def split(spec: JobSpec, rows: int) -> Iterator[Violation]:

@@ -22,7 +22,7 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimiz
     training_rows = schema.rows - validation_rows
     steps = -(-training_rows // spec.training.batch_size)
     layers = layer_shapes(model)
-    states = optimizer.states
+    states = len(optimizer.state_names)
     entries = parameter_layout(model).entries
     parameters = sum(layer.parameter_count for layer in layers)
     return Plan(

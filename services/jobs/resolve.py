@@ -6,25 +6,14 @@ Most defaults are read from where they are written, the rules of the fields; the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from lockstep.contract.arithmetic import default_shards, point_interval
-from lockstep.contract.rules import rules_of
+from lockstep.contract.rules import written_default
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.model_pb2 import Layer
 from worker.specs import InitializerRecord, LayerRecord, ParallelRecord, ResidualRecord
-
-_WHOLE = frozenset(
-    {
-        FieldDescriptor.TYPE_INT32,
-        FieldDescriptor.TYPE_INT64,
-        FieldDescriptor.TYPE_UINT32,
-        FieldDescriptor.TYPE_UINT64,
-    }
-)
 
 
 def fill(spec: JobSpec) -> list[str]:
@@ -86,25 +75,6 @@ def _fill_written(message: Message) -> None:
         elif field.has_presence and field.containing_oneof is not None and field.containing_oneof.name != f"_{field.name}":
             continue  # a choice of somebody else's
         elif not (message.HasField(field.name) if field.has_presence else getattr(message, field.name)):
-            value = _written_default(field)
+            value = written_default(field)
             if value is not None:
                 setattr(message, field.name, value)
-
-
-def _written_default(field: Any) -> object:
-    text = rules_of(field).default
-    if not text:
-        return None
-    if field.enum_type is not None:
-        known = field.enum_type.values_by_name.get(text)
-        return known.number if known else None
-    try:
-        if field.type == FieldDescriptor.TYPE_BOOL:
-            return {"true": True, "false": False}.get(text)
-        if field.type == FieldDescriptor.TYPE_DOUBLE:
-            return float(text)
-        if field.type in _WHOLE:
-            return int(text)
-    except ValueError:  # a default in words
-        return None
-    return None

@@ -43,21 +43,17 @@ class Node:
 @final
 @dataclass(slots=True)
 class Graph:
-    """Nodes and the values between them; value 0 is the input, rows first, and `result` the output."""
+    """Nodes and the values between them; value 0 is the input, rows first, and `result` the output.
+
+    `learning` says of each value whether it depends on a tensor. `shared_gradients` are the values whose gradient may be an
+    array that others read too: what an add takes, and what leads to that alone.
+    """
 
     nodes: list[Node] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     learning: list[bool] = field(default_factory=list)
+    shared_gradients: set[int] = field(default_factory=set)
     result: int = 0
-
-    @property
-    def shared_gradients(self) -> set[int]:
-        """Values whose gradient may be an array that others read too: what an add takes, and what leads to that alone."""
-        shared: set[int] = set()
-        for node in reversed(self.nodes):
-            if node.kind == "add" or node.output in shared:
-                shared.update(value for value in node.inputs if node.kind == "add" or self.values[value].readers == 1)
-        return shared
 
     @classmethod
     def of(cls, layers: Sequence[LayerShapes], result_layout: Layout) -> Graph:
@@ -67,6 +63,10 @@ class Graph:
         result = graph._chain(layers, 0)
         graph.result = graph._in_layout(result, result_layout, layers[-1], view=False)
         graph.values[graph.result].readers += 1
+        shared = graph.shared_gradients
+        for node in reversed(graph.nodes):
+            if node.kind == "add" or node.output in shared:
+                shared.update(value for value in node.inputs if node.kind == "add" or graph.values[value].readers == 1)
         return graph
 
     def _chain(self, layers: Sequence[LayerShapes], value: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, final
 
 import numpy as np
@@ -121,10 +123,11 @@ class Model:
         """Draws the initial weights from the seed: from each layer's stream its tensors in turn, in public C order."""
         self.parameters.fill(0)
         tensors = self.named_parameters()
-        streams: dict[int, Stream] = {}
-        for entry in sorted(self.layout.entries, key=lambda entry: entry.layer):
-            stream = streams.setdefault(entry.layer, Stream(self.seed, Purpose.INITIAL_WEIGHTS, layer=entry.layer))
-            tensors[entry.name][...] = INITIALIZERS[entry.initial.kind](stream, entry.initial, entry.shape)
+        by_layer = attrgetter("layer")
+        for layer, entries in groupby(sorted(self.layout.entries, key=by_layer), by_layer):
+            stream = Stream(self.seed, Purpose.INITIAL_WEIGHTS, layer=layer)
+            for entry in entries:
+                tensors[entry.name][...] = INITIALIZERS[entry.initial.kind](stream, entry.initial, entry.shape)
 
     def loss_and_gradient(
         self, stacks: Sequence[Stack], combine: Sequence[Node] | None = None, streams: Streams | None = None

@@ -31,11 +31,11 @@ class Optimizer(ABC):
     `state_names` are the names of those vectors; each is as long as the parameters and begins as zeros.
     """
 
-    state_names: ClassVar[tuple[str, ...]]
     # Whether `decays` makes a difference.
     has_decay: ClassVar[bool] = False
 
-    def __init__(self, dtype: DTypeLike = np.float32) -> None:
+    def __init__(self, record: OptimizerRecord, dtype: DTypeLike = np.float32) -> None:
+        self.state_names = record.state_names
         self._dtype = np.dtype(dtype)
         self._scratch = aligned_zeros((0,), self._dtype)
         # 0-d arrays: cheaper to pass than Python numbers.
@@ -85,11 +85,6 @@ class Optimizer(ABC):
 class Sgd(Optimizer):
     """w -= rate * g (Robbins and Monro 1951)."""
 
-    state_names: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self, record: SgdRecord, dtype: DTypeLike = np.float32) -> None:
-        super().__init__(dtype)
-
     def _update(self, w: Array, g: Array, state: Sequence[Array], t: Array) -> None:
         np.multiply(g, self._rate, out=t)
         np.subtract(w, t, out=w)
@@ -99,11 +94,9 @@ class Sgd(Optimizer):
 class Momentum(Optimizer):
     """v = momentum * v + g; w -= rate * v (Polyak 1964)."""
 
-    state_names: ClassVar[tuple[str, ...]] = ("velocity",)
-
     def __init__(self, record: MomentumRecord, dtype: DTypeLike = np.float32) -> None:
-        super().__init__(dtype)
-        self._momentum = np.array(record.momentum, self._dtype)
+        super().__init__(record, dtype)
+        self._momentum = self._number(record.momentum)
 
     def _update(self, w: Array, g: Array, state: Sequence[Array], t: Array) -> None:
         v = state[0]
@@ -117,10 +110,8 @@ class Momentum(Optimizer):
 class Nesterov(Optimizer):
     """v = momentum * v + g; w -= rate * (g + momentum * v) (Sutskever et al. 2013)."""
 
-    state_names: ClassVar[tuple[str, ...]] = ("velocity",)
-
     def __init__(self, record: NesterovRecord, dtype: DTypeLike = np.float32) -> None:
-        super().__init__(dtype)
+        super().__init__(record, dtype)
         self._momentum = self._number(record.momentum)
 
     def _update(self, w: Array, g: Array, state: Sequence[Array], t: Array) -> None:
@@ -136,11 +127,9 @@ class Nesterov(Optimizer):
 class _Scaled(Optimizer):
     """w -= rate * g / (sqrt(s) + epsilon), with s a sum or an average of g^2."""
 
-    state_names: ClassVar[tuple[str, ...]] = ("squares",)
-
-    def __init__(self, epsilon: float, dtype: DTypeLike) -> None:
-        super().__init__(dtype)
-        self._epsilon = self._number(epsilon)
+    def __init__(self, record: AdagradRecord | RmsPropRecord, dtype: DTypeLike = np.float32) -> None:
+        super().__init__(record, dtype)
+        self._epsilon = self._number(record.epsilon)
 
     def _move(self, w: Array, g: Array, s: Array, t: Array) -> None:
         np.sqrt(s, out=t)
@@ -154,9 +143,6 @@ class _Scaled(Optimizer):
 class Adagrad(_Scaled):
     """s += g^2; w -= rate * g / (sqrt(s) + epsilon) (Duchi et al. 2011)."""
 
-    def __init__(self, record: AdagradRecord, dtype: DTypeLike = np.float32) -> None:
-        super().__init__(record.epsilon, dtype)
-
     def _update(self, w: Array, g: Array, state: Sequence[Array], t: Array) -> None:
         np.multiply(g, g, out=t)
         np.add(state[0], t, out=state[0])
@@ -168,7 +154,7 @@ class RmsProp(_Scaled):
     """s = decay * s + (1 - decay) * g^2; w -= rate * g / (sqrt(s) + epsilon) (Hinton 2012)."""
 
     def __init__(self, record: RmsPropRecord, dtype: DTypeLike = np.float32) -> None:
-        super().__init__(record.epsilon, dtype)
+        super().__init__(record, dtype)
         self._decay, self._rest = self._number(record.decay), self._number(1 - record.decay)
 
     def _update(self, w: Array, g: Array, state: Sequence[Array], t: Array) -> None:
@@ -183,10 +169,8 @@ class RmsProp(_Scaled):
 class _Adaptive(Optimizer):
     """m and v are averages of g and g^2, of which m / (1 - beta1^t) and v / (1 - beta2^t) are used at step t."""
 
-    state_names: ClassVar[tuple[str, ...]] = ("mean", "squares")
-
-    def __init__(self, record: AdamRecord | AdamWRecord, dtype: DTypeLike) -> None:
-        super().__init__(dtype)
+    def __init__(self, record: AdamRecord | AdamWRecord, dtype: DTypeLike = np.float32) -> None:
+        super().__init__(record, dtype)
         self._record = record
         self._beta1, self._rest1 = self._number(record.beta1), self._number(1 - record.beta1)
         self._beta2, self._rest2 = self._number(record.beta2), self._number(1 - record.beta2)
@@ -216,9 +200,6 @@ class _Adaptive(Optimizer):
 @final
 class Adam(_Adaptive):
     """w -= rate * m' / (sqrt(v') + epsilon), m' and v' the corrected averages of g and g^2 (Kingma and Ba 2015)."""
-
-    def __init__(self, record: AdamRecord, dtype: DTypeLike = np.float32) -> None:
-        super().__init__(record, dtype)
 
 
 @final

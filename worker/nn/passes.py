@@ -43,15 +43,17 @@ class Network:
 
 @final
 class StackPass:
-    """The nodes and the loss at one stack shape (S shards, R rows); `gradients` is None for evaluation alone."""
+    """The nodes and the loss at one stack shape (S shards, R rows); `gradients` is None for evaluation alone.
 
-    def __init__(self, network: Network, shards: int, rows: int, gradients: dict[str, Array] | None) -> None:
-        self.network, self.shards, self.rows = network, shards, rows
+    `first` is how many of the worker's shards come before this stack.
+    """
+
+    def __init__(self, network: Network, shards: int, rows: int, gradients: dict[str, Array] | None, first: int = 0) -> None:
+        self.network, self.shards, self.rows, self.first = network, shards, rows, first
         arena = Arena(network.dtype)
         self._build(arena, gradients)
         arena.place()
         self._build(arena, gradients)
-        self.buffer_bytes = arena.size_bytes
         self.loss: Loss = build_loss(
             network.loss, shards, rows, network.output_shape, network.dtype, training=gradients is not None
         )
@@ -148,6 +150,8 @@ class StackPass:
 
     def forward(self, x: Array, streams: Streams | None, look: Callable[[int, Array], None] | None = None) -> Array:
         """x (S, R, *input) to the outputs z, in the layout that the loss reads; `look` sees each node's output."""
+        if streams is not None and self.first:
+            streams = streams.after(self.first)
         values = self.values
         values[0] = x
         for moment, (node, step) in enumerate(zip(self.network.graph.nodes, self.steps, strict=True)):
@@ -196,7 +200,7 @@ class StepPass:
         first = 0
         for shards, rows in stacks:
             own = {name: view[first : first + shards] for name, view in views.items()}
-            self.passes.append(StackPass(network, shards, rows, own))
+            self.passes.append(StackPass(network, shards, rows, own, first))
             first += shards
         graph = network.graph
         # From the last node down to the first that learns; each with what combines the spans that it completes.
@@ -210,14 +214,12 @@ class StepPass:
         """(loss sums, denominators) by shard, and whether all gradients are finite; these lie in the model's rows."""
         loss_sums: list[float] = []
         denominators: list[float] = []
-        first = 0
         for stack_pass, (x, y) in zip(self.passes, stacks, strict=True):
             loss = stack_pass.loss
-            loss.forward(stack_pass.forward(x, streams.after(first) if streams is not None and first else streams), y)
+            loss.forward(stack_pass.forward(x, streams), y)
             loss_sums.extend(loss.loss_sums.tolist())
             denominators.extend(loss.denominators.tolist())
             stack_pass.take_gradient(loss.backward())
-            first += stack_pass.shards
         finite = True
         for moment, programs in self.backward:
             for stack_pass in self.passes:

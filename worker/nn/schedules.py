@@ -64,7 +64,7 @@ def learning_rate(optimizer: OptimizerRecord, step: int, steps_per_epoch: int, t
     epochs count from the beginning.
     """
     schedule, rate = optimizer.schedule, optimizer.learning_rate
-    factor, warmup = SCHEDULES[type(schedule)], int(schedule.warmup_steps)
+    factor, warmup = SCHEDULES[type(schedule)], schedule.warmup_steps
     if step <= warmup:
         return rate * factor(schedule, 0.0, 0) * (step / warmup)
     progress = (step - warmup - 1) / (total_steps - warmup)

@@ -30,56 +30,54 @@ def search(
     network: Network, step: StepPass, stacks: Sequence[tuple[Array, Any]], streams: Streams | None
 ) -> NonFinitePlace | None:
     """Runs the pass and returns the first place that is not finite: forward by layer, then the loss, then backward."""
-    firsts = [sum(p.shards for p in step.passes[:at]) for at in range(len(step.passes))]
     for shape in flattened(network.shapes):
         for tensor in network.tensors_of(shape, network.parameters).values():
             if not np.isfinite(tensor).all():
                 return NonFinitePlace(shape.place, 0, "parameters")
-    for first, (x, _) in zip(firsts, stacks, strict=True):
+    for stack_pass, (x, _) in zip(step.passes, stacks, strict=True):
         if (shard := _first_shard(x)) is not None:
-            return NonFinitePlace(network.shapes[0].place, first + shard, "input")
-    return _search_forward(network, step, firsts, stacks, streams) or _search_backward(network, step, firsts)
+            return NonFinitePlace(network.shapes[0].place, stack_pass.first + shard, "input")
+    return _search_forward(network, step, stacks, streams) or _search_backward(network, step)
 
 
 def _search_forward(
-    network: Network, step: StepPass, firsts: Sequence[int], stacks: Sequence[tuple[Array, Any]], streams: Streams | None
+    network: Network, step: StepPass, stacks: Sequence[tuple[Array, Any]], streams: Streams | None
 ) -> NonFinitePlace | None:
     """The first node, over all stacks, whose output is not finite; then the losses."""
     hits: list[tuple[int, int]] = []
-    for at, (stack_pass, (x, y)) in enumerate(zip(step.passes, stacks, strict=True)):
+    for stack_pass, (x, y) in zip(step.passes, stacks, strict=True):
 
-        def look(moment: int, output: Array, first: int = firsts[at]) -> None:
+        def look(moment: int, output: Array, first: int = stack_pass.first) -> None:
             if (shard := _first_shard(output)) is not None:
                 hits.append((moment, first + shard))
 
-        z = stack_pass.forward(x, streams.after(firsts[at]) if streams is not None else None, look)
-        stack_pass.loss.forward(z, y)
+        stack_pass.loss.forward(stack_pass.forward(x, streams, look), y)
     if hits:
         moment, at_shard = min(hits)
         return NonFinitePlace(network.graph.nodes[moment].shapes.place, at_shard, "output")
-    for at, stack_pass in enumerate(step.passes):
+    for stack_pass in step.passes:
         if (shard := _first_shard(stack_pass.loss.loss_sums)) is not None:
-            return NonFinitePlace("loss", firsts[at] + shard, "loss")
+            return NonFinitePlace("loss", stack_pass.first + shard, "loss")
         dz = stack_pass.loss.backward()
         stack_pass.take_gradient(dz)
         if (shard := _first_shard(dz)) is not None:
-            return NonFinitePlace("loss", firsts[at] + shard, "gradient of the outputs")
+            return NonFinitePlace("loss", stack_pass.first + shard, "gradient of the outputs")
     return None
 
 
-def _search_backward(network: Network, step: StepPass, firsts: Sequence[int]) -> NonFinitePlace | None:
+def _search_backward(network: Network, step: StepPass) -> NonFinitePlace | None:
     for moment, programs in step.backward:
         shape = network.graph.nodes[moment].shapes
-        for at, stack_pass in enumerate(step.passes):
+        for stack_pass in step.passes:
             stack_pass.backward(moment)
             layer = stack_pass.steps[moment]
             if not isinstance(layer, Layer):
                 continue
             for gradient in (layer.setting.gradients or {}).values():
                 if (shard := _first_shard(gradient)) is not None:
-                    return NonFinitePlace(shape.place, firsts[at] + shard, "gradient of the parameters")
+                    return NonFinitePlace(shape.place, stack_pass.first + shard, "gradient of the parameters")
             if layer.setting.needs_input_gradient and (shard := _first_shard(stack_pass.outgoing[moment])) is not None:
-                return NonFinitePlace(shape.place, firsts[at] + shard, "gradient of the outputs")
+                return NonFinitePlace(shape.place, stack_pass.first + shard, "gradient of the outputs")
         for program in programs:
             if not program.run():
                 return NonFinitePlace(shape.place, 0, "sum of shards")

@@ -28,14 +28,13 @@ from worker.specs.optimizers import (
     SgdRecord,
     optimizer_record,
 )
-from worker.specs.records import LayerRecord, LossRecord, OptimizerRecord
+from worker.specs.records import LayerRecord, LossRecord, OptimizerRecord, ScheduleRecord
 from worker.specs.schedules import (
     ConstantSchedule,
     CosineSchedule,
     ExponentialSchedule,
     OneCycleSchedule,
     PolynomialSchedule,
-    ScheduleRecord,
     StepSchedule,
 )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from lockstep.v1.model_pb2 import Gelu, Layer
-from worker.specs.records import LayerReader, LayerRecord, Reading
+from lockstep.v1.model_pb2 import Gelu
+from worker.specs.records import LayerReader, LayerRecord, given_or_default
 
 
 @final
@@ -85,18 +85,10 @@ class DropoutRecord(LayerRecord):
     rate: float
 
 
-def _leaky_relu(message: Layer, reading: Reading) -> LayerRecord:
-    return LeakyReluRecord(message.leaky_relu.slope if message.leaky_relu.HasField("slope") else 0.01)
-
-
-def _elu(message: Layer, reading: Reading) -> LayerRecord:
-    return EluRecord(message.elu.alpha if message.elu.HasField("alpha") else 1.0)
-
-
 READERS: dict[str, LayerReader] = {
     "relu": lambda message, reading: ReluRecord(),
-    "leaky_relu": _leaky_relu,
-    "elu": _elu,
+    "leaky_relu": lambda message, reading: LeakyReluRecord(given_or_default(message.leaky_relu, "slope")),
+    "elu": lambda message, reading: EluRecord(given_or_default(message.elu, "alpha")),
     "silu": lambda message, reading: SiluRecord(),
     "gelu": lambda message, reading: GeluRecord(message.gelu.form != Gelu.TANH),
     "sigmoid": lambda message, reading: SigmoidRecord(),

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 
 from lockstep.v1.model_pb2 import Layer
 from worker.specs.initializers import InitializerRecord, read_initializer
-from worker.specs.records import LayerReader, LayerRecord, Reading
+from worker.specs.records import LayerReader, LayerRecord, Reading, given_or_default
 
 
 @final
@@ -33,7 +33,7 @@ def _dense(message: Layer, reading: Reading) -> LayerRecord:
     dense = message.dense
     return DenseRecord(
         units=dense.units,
-        bias=dense.bias if dense.HasField("bias") else True,
+        bias=given_or_default(dense, "bias"),
         initializer=read_initializer(dense.initializer if dense.HasField("initializer") else None, reading),
     )
 

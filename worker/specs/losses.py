@@ -8,7 +8,7 @@ from typing import ClassVar, final
 
 from lockstep.contract.errors import UserError, Violation
 from lockstep.v1.optimization_pb2 import Loss
-from worker.specs.records import LossRecord, not_one_of
+from worker.specs.records import LossRecord, not_one_of, option_not_built
 
 
 @final
@@ -45,11 +45,11 @@ def _softmax_cross_entropy(loss: Loss, wrong: list[Violation]) -> LossRecord:
     options = loss.softmax_cross_entropy
     place = "loss.softmax_cross_entropy"
     if options.label_smoothing:
-        wrong.append(_option(f"{place}.label_smoothing", options.label_smoothing))
+        wrong.append(option_not_built(f"{place}.label_smoothing", options.label_smoothing))
     if options.class_weights:
-        wrong.append(_option(f"{place}.class_weights", f"{len(options.class_weights)} weights"))
+        wrong.append(option_not_built(f"{place}.class_weights", f"{len(options.class_weights)} weights"))
     if options.HasField("ignored_label"):
-        wrong.append(_option(f"{place}.ignored_label", options.ignored_label))
+        wrong.append(option_not_built(f"{place}.ignored_label", options.ignored_label))
     return SoftmaxCrossEntropyRecord()
 
 
@@ -61,10 +61,6 @@ _LOSSES: dict[str, Callable[[Loss, list[Violation]], LossRecord]] = {
     "softmax_cross_entropy": _softmax_cross_entropy,
     "mean_squared_error": _mean_squared_error,
 }
-
-
-def _option(place: str, value: object) -> Violation:
-    return Violation(place, str(value), "this option is not built yet; leave it out", "OPTION_NOT_BUILT")
 
 
 def loss_record(loss: Loss) -> LossRecord:

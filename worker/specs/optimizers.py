@@ -9,8 +9,8 @@ from typing import ClassVar, final
 
 from lockstep.contract.errors import UserError, Violation
 from lockstep.v1.optimization_pb2 import Adam, AdamW, Optimizer
-from worker.specs.records import OptimizerRecord, not_one_of
-from worker.specs.schedules import ScheduleRecord, read_schedule
+from worker.specs.records import OptimizerRecord, ScheduleRecord, given_or_default, not_one_of, option_not_built
+from worker.specs.schedules import read_schedule
 
 
 @final
@@ -29,7 +29,7 @@ class MomentumRecord(OptimizerRecord):
     """v = momentum * v + g; w -= learning_rate * v."""
 
     kind: ClassVar[str] = "momentum"
-    states: ClassVar[int] = 1
+    state_names: ClassVar[tuple[str, ...]] = ("velocity",)
     learning_rate: float
     momentum: float
     schedule: ScheduleRecord
@@ -41,7 +41,7 @@ class NesterovRecord(OptimizerRecord):
     """v = momentum * v + g; w -= learning_rate * (g + momentum * v)."""
 
     kind: ClassVar[str] = "nesterov"
-    states: ClassVar[int] = 1
+    state_names: ClassVar[tuple[str, ...]] = ("velocity",)
     learning_rate: float
     momentum: float
     schedule: ScheduleRecord
@@ -53,7 +53,7 @@ class AdagradRecord(OptimizerRecord):
     """s += g^2; w -= learning_rate * g / (sqrt(s) + epsilon)."""
 
     kind: ClassVar[str] = "adagrad"
-    states: ClassVar[int] = 1
+    state_names: ClassVar[tuple[str, ...]] = ("squares",)
     learning_rate: float
     epsilon: float
     schedule: ScheduleRecord
@@ -65,7 +65,7 @@ class RmsPropRecord(OptimizerRecord):
     """s = decay * s + (1 - decay) * g^2; w -= learning_rate * g / (sqrt(s) + epsilon)."""
 
     kind: ClassVar[str] = "rmsprop"
-    states: ClassVar[int] = 1
+    state_names: ClassVar[tuple[str, ...]] = ("squares",)
     learning_rate: float
     decay: float
     epsilon: float
@@ -78,7 +78,7 @@ class AdamRecord(OptimizerRecord):
     """Averages of gradient and square, both corrected for their start."""
 
     kind: ClassVar[str] = "adam"
-    states: ClassVar[int] = 2
+    state_names: ClassVar[tuple[str, ...]] = ("mean", "squares")
     learning_rate: float
     beta1: float
     beta2: float
@@ -92,17 +92,13 @@ class AdamWRecord(OptimizerRecord):
     """Adam, and w -= learning_rate * weight_decay * w for the weights, not for biases."""
 
     kind: ClassVar[str] = "adamw"
-    states: ClassVar[int] = 2
+    state_names: ClassVar[tuple[str, ...]] = ("mean", "squares")
     learning_rate: float
     beta1: float
     beta2: float
     epsilon: float
     weight_decay: float
     schedule: ScheduleRecord
-
-
-def _option(place: str, value: object) -> Violation:
-    return Violation(place, str(value), "this option is not built yet; leave it out", "OPTION_NOT_BUILT")
 
 
 def _rate(place: str, rate: float, wrong: list[Violation]) -> float:
@@ -117,7 +113,7 @@ def _sgd(optimizer: Optimizer, schedule: ScheduleRecord, wrong: list[Violation])
 
 def _momentum(optimizer: Optimizer, schedule: ScheduleRecord, wrong: list[Violation]) -> OptimizerRecord:
     message = optimizer.momentum
-    momentum = message.momentum if message.HasField("momentum") else 0.9
+    momentum = given_or_default(message, "momentum")
     if not 0 <= momentum < 1:
         wrong.append(Violation("optimizer.momentum.momentum", str(momentum), "it must be at least 0 and below 1"))
     return MomentumRecord(_rate("optimizer.momentum", message.learning_rate, wrong), momentum, schedule)
@@ -125,41 +121,36 @@ def _momentum(optimizer: Optimizer, schedule: ScheduleRecord, wrong: list[Violat
 
 def _nesterov(optimizer: Optimizer, schedule: ScheduleRecord, wrong: list[Violation]) -> OptimizerRecord:
     message = optimizer.nesterov
-    momentum = message.momentum if message.HasField("momentum") else 0.9
+    momentum = given_or_default(message, "momentum")
     return NesterovRecord(_rate("optimizer.nesterov", message.learning_rate, wrong), momentum, schedule)
 
 
 def _adagrad(optimizer: Optimizer, schedule: ScheduleRecord, wrong: list[Violation]) -> OptimizerRecord:
     message = optimizer.adagrad
-    epsilon = message.epsilon if message.HasField("epsilon") else 1e-10
+    epsilon = given_or_default(message, "epsilon")
     return AdagradRecord(_rate("optimizer.adagrad", message.learning_rate, wrong), epsilon, schedule)
 
 
 def _rmsprop(optimizer: Optimizer, schedule: ScheduleRecord, wrong: list[Violation]) -> OptimizerRecord:
     message = optimizer.rmsprop
-    decay = message.decay if message.HasField("decay") else 0.99
-    epsilon = message.epsilon if message.HasField("epsilon") else 1e-8
+    decay, epsilon = given_or_default(message, "decay"), given_or_default(message, "epsilon")
     return RmsPropRecord(_rate("optimizer.rmsprop", message.learning_rate, wrong), decay, epsilon, schedule)
 
 
-def _betas(message: Adam | AdamW) -> tuple[float, float, float]:
-    """beta1, beta2 and epsilon, as given or by default."""
-    return (
-        message.beta1 if message.HasField("beta1") else 0.9,
-        message.beta2 if message.HasField("beta2") else 0.999,
-        message.epsilon if message.HasField("epsilon") else 1e-8,
-    )
+def _averages(message: Adam | AdamW) -> tuple[float, float, float]:
+    """beta1, beta2 and epsilon."""
+    return given_or_default(message, "beta1"), given_or_default(message, "beta2"), given_or_default(message, "epsilon")
 
 
 def _adam(optimizer: Optimizer, schedule: ScheduleRecord, wrong: list[Violation]) -> OptimizerRecord:
     rate = _rate("optimizer.adam", optimizer.adam.learning_rate, wrong)
-    return AdamRecord(rate, *_betas(optimizer.adam), schedule)
+    return AdamRecord(rate, *_averages(optimizer.adam), schedule)
 
 
 def _adamw(optimizer: Optimizer, schedule: ScheduleRecord, wrong: list[Violation]) -> OptimizerRecord:
     message = optimizer.adamw
-    decay = message.weight_decay if message.HasField("weight_decay") else 0.01
-    return AdamWRecord(_rate("optimizer.adamw", message.learning_rate, wrong), *_betas(message), decay, schedule)
+    rate, decay = _rate("optimizer.adamw", message.learning_rate, wrong), given_or_default(message, "weight_decay")
+    return AdamWRecord(rate, *_averages(message), decay, schedule)
 
 
 _OPTIMIZERS: dict[str, Callable[[Optimizer, ScheduleRecord, list[Violation]], OptimizerRecord]] = {
@@ -178,7 +169,7 @@ def optimizer_record(optimizer: Optimizer) -> OptimizerRecord:
     wrong: list[Violation] = []
     schedule = read_schedule(optimizer.schedule, wrong)
     if optimizer.HasField("clipping"):
-        wrong.append(_option("optimizer.clipping", optimizer.clipping.WhichOneof("kind") or "nothing"))
+        wrong.append(option_not_built("optimizer.clipping", optimizer.clipping.WhichOneof("kind") or "nothing"))
     kind = optimizer.WhichOneof("kind") or ""
     make = _OPTIMIZERS.get(kind)
     record = make(optimizer, schedule, wrong) if make else None

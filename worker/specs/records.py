@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias, final
 
+from google.protobuf.message import Message
+
 from lockstep.contract.errors import Violation
+from lockstep.contract.rules import written_default
 from lockstep.v1.model_pb2 import Layer
 
 
@@ -24,15 +27,22 @@ class LossRecord:
     kind: ClassVar[str]
 
 
-class OptimizerRecord:
-    """An optimizer without NumPy or protobuf. `kind` is its key in a job file; `schedule` is a schedule's record; `states` is
-    how many vectors it remembers."""
+class ScheduleRecord:
+    """A schedule without NumPy or protobuf. `kind` is its key in a job file; `warmup_steps` come before it."""
 
     __slots__ = ()
     kind: ClassVar[str]
-    states: ClassVar[int] = 0
+    warmup_steps: int
+
+
+class OptimizerRecord:
+    """An optimizer without NumPy or protobuf. `kind` is its key in a job file; `state_names` are the vectors it remembers."""
+
+    __slots__ = ()
+    kind: ClassVar[str]
+    state_names: ClassVar[tuple[str, ...]] = ()
     learning_rate: float
-    schedule: Any
+    schedule: ScheduleRecord
 
 
 @final
@@ -55,6 +65,18 @@ class Reading:
 
 # From a layer's message to its record.
 LayerReader: TypeAlias = Callable[[Layer, Reading], LayerRecord]
+
+
+def given_or_default(message: Message, name: str) -> Any:
+    """The value of a field, or the default that its rule writes down, where it is not set."""
+    if message.HasField(name):
+        return getattr(message, name)
+    return written_default(message.DESCRIPTOR.fields_by_name[name])
+
+
+def option_not_built(place: str, value: object) -> Violation:
+    """An option that the contract has and this release has not."""
+    return Violation(place, str(value), "this option is not built yet; leave it out", "OPTION_NOT_BUILT")
 
 
 def not_one_of(place: str, what: str, kind: str, built: Iterable[str]) -> Violation:

@@ -8,15 +8,7 @@ from typing import ClassVar, final
 
 from lockstep.contract.errors import Violation
 from lockstep.v1.optimization_pb2 import Schedule
-from worker.specs.records import not_one_of
-
-
-class ScheduleRecord:
-    """A schedule without NumPy or protobuf. `kind` is its key in a job file; `warmup_steps` come before it."""
-
-    __slots__ = ()
-    kind: ClassVar[str]
-    warmup_steps: int
+from worker.specs.records import ScheduleRecord, given_or_default, not_one_of
 
 
 @final
@@ -81,36 +73,29 @@ class PolynomialSchedule(ScheduleRecord):
     warmup_steps: int = 0
 
 
-def _cosine(schedule: Schedule, warmup_steps: int) -> ScheduleRecord:
-    return CosineSchedule(schedule.cosine.floor, warmup_steps)
-
-
 def _step(schedule: Schedule, warmup_steps: int) -> ScheduleRecord:
-    step = schedule.step
-    return StepSchedule(step.every_epochs, step.factor if step.HasField("factor") else 0.1, warmup_steps)
+    return StepSchedule(schedule.step.every_epochs, given_or_default(schedule.step, "factor"), warmup_steps)
 
 
 def _one_cycle(schedule: Schedule, warmup_steps: int) -> ScheduleRecord:
     cycle = schedule.one_cycle
     return OneCycleSchedule(
-        cycle.rise if cycle.HasField("rise") else 0.3,
-        cycle.start_divisor if cycle.HasField("start_divisor") else 25.0,
-        cycle.end_divisor if cycle.HasField("end_divisor") else 10000.0,
+        given_or_default(cycle, "rise"),
+        given_or_default(cycle, "start_divisor"),
+        given_or_default(cycle, "end_divisor"),
         warmup_steps,
     )
-
-
-def _polynomial(schedule: Schedule, warmup_steps: int) -> ScheduleRecord:
-    return PolynomialSchedule(schedule.polynomial.power if schedule.polynomial.HasField("power") else 1.0, warmup_steps)
 
 
 _READERS: dict[str, Callable[[Schedule, int], ScheduleRecord]] = {
     "constant": lambda schedule, warmup_steps: ConstantSchedule(warmup_steps),
     "step": _step,
     "exponential": lambda schedule, warmup_steps: ExponentialSchedule(schedule.exponential.factor, warmup_steps),
-    "cosine": _cosine,
+    "cosine": lambda schedule, warmup_steps: CosineSchedule(given_or_default(schedule.cosine, "floor"), warmup_steps),
     "one_cycle": _one_cycle,
-    "polynomial": _polynomial,
+    "polynomial": lambda schedule, warmup_steps: PolynomialSchedule(
+        given_or_default(schedule.polynomial, "power"), warmup_steps
+    ),
 }
 
 

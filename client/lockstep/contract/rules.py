@@ -23,12 +23,41 @@ MAX_SHOWN_CHARACTERS = 80
 MAX_SHOWN_CHOICES = 6
 
 REALS = frozenset({FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT})
+WHOLE = frozenset(
+    {
+        FieldDescriptor.TYPE_INT32,
+        FieldDescriptor.TYPE_INT64,
+        FieldDescriptor.TYPE_UINT32,
+        FieldDescriptor.TYPE_UINT64,
+    }
+)
 
 
 @cache
 def rules_of(field: FieldDescriptor) -> rules_pb2.FieldRules:
     """The rules of a field; all unset where it has none."""
     return field.GetOptions().Extensions[rules_pb2.rules]
+
+
+@cache
+def written_default(field: FieldDescriptor) -> object:
+    """The value that holds when the field is not set; None where the rule has none, or says it in words."""
+    text = rules_of(field).default
+    if not text:
+        return None
+    if field.enum_type is not None:
+        known = field.enum_type.values_by_name.get(text)
+        return known.number if known else None
+    try:
+        if field.type == FieldDescriptor.TYPE_BOOL:
+            return {"true": True, "false": False}.get(text)
+        if field.type == FieldDescriptor.TYPE_DOUBLE:
+            return float(text)
+        if field.type in WHOLE:
+            return int(text)
+    except ValueError:  # a default in words
+        return None
+    return None
 
 
 @cache

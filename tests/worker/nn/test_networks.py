@@ -39,11 +39,12 @@ PATHS: dict[str, tuple[LayerRecord, ...]] = {
     "concatenate": (dense(5), ParallelRecord(((dense(3), RELU), (), (RELU, dense(2))), "concatenate"), dense(4)),
     "add": (dense(5), ParallelRecord(((dense(4), RELU), (RELU, dense(4)), (dense(4),)), "add"), RELU, dense(4)),
     "deep": (dense(5), ResidualRecord((ResidualRecord((RELU, dense(5)), ()), RELU), (RELU,)), RELU, dense(4), RELU),
+    "positions": (dense(40), ResidualRecord((RELU, dense(40)), ()), FlattenRecord(), dense(4)),
 }
 
 
 def row(name: str) -> tuple[int, ...]:
-    return (3, 4) if name == "at the input" else (6,)
+    return (3, 4) if name in ("at the input", "positions") else (6,)
 
 
 @pytest.mark.parametrize("name", PATHS)

@@ -75,7 +75,7 @@ def twenty_steps(
     start = w.copy()
     gradients: list[np.ndarray] = [rng.normal(size=50).astype(dtype) for _ in range(20)]
     state: list[np.ndarray] = [np.zeros(50, dtype) for _ in optimizer.state_names]
-    assert len(state) == record.states
+    assert len(state) == len(record.state_names)
     for step, g in enumerate(gradients, start=1):
         optimizer.apply(w, g, state, step, record.learning_rate, decays)
     return gradients, start, w

@@ -43,7 +43,7 @@ class Elementwise(Layer):
         return np.array(value, self.setting.dtype)
 
     def prepare_backward(self, dy: Array) -> Array:
-        self.dx = dy if self.setting.may_overwrite_gradient else self.setting.memory.input_gradient(self.input_shape)
+        self.dx = self.room_for_input_gradient(dy)
         return self.dx
 
     def forward(self, x: Array, streams: Streams | None) -> Array:

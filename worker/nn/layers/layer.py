@@ -70,11 +70,12 @@ class Memory(Protocol):
 class Setting:
     """What a layer is built from, beside its record.
 
-    `x` is the array that `forward` will be given, in `layout`; the first layer's may be a strided view. `parameters` are
-    internal views of the flat vector, state included; `gradients` are the same with the shards in front, and None where there
-    is no backward pass (evaluation). `may_overwrite_input` and `may_overwrite_gradient` say whether the layer is the last to
-    read x in the forward pass (nobody's backward pass reads it), and the last to read dy. `activation` is the record of an
-    elementwise layer that this one computes along with its own output, where its class absorbs one.
+    `x` is the array that `forward` will be given, in `layout`; where that comes from the network's input it only stands for it
+    in shape and layout, and may be a strided view. `parameters` are internal views of the flat vector, state included;
+    `gradients` are the same with the shards in front, and None where there is no backward pass (evaluation).
+    `may_overwrite_input` and `may_overwrite_gradient` say whether the layer is the last to read x in the forward pass (nobody's
+    backward pass reads it), and the last to read dy. `activation` is the record of an elementwise layer that this one computes
+    along with its own output, where its class absorbs one.
     """
 
     shapes: LayerShapes
@@ -143,6 +144,10 @@ class Layer(ABC):
         needed, what is returned means nothing.
         """
         return dy
+
+    def room_for_input_gradient(self, dy: Array) -> Array:
+        """Where an elementwise layer writes dx: in the place of dy, if that may be overwritten."""
+        return dy if self.setting.may_overwrite_gradient else self.setting.memory.input_gradient(self.input_shape)
 
     @abstractmethod
     def forward(self, x: Array, streams: Streams | None) -> Array:

@@ -32,6 +32,8 @@ class PositionwiseDense(Layer):
         self.b_O = setting.parameters["bias"] if record.bias else None
         self.y = setting.memory.output(self.output_shape)
         self.y_SNO = self.y.reshape(setting.shards, self.positions, self.outputs)
+        if self.b_O is not None:
+            self.b_SNO = setting.memory.forward_scratch(self.y_SNO.shape)
 
     @classmethod
     def layout(cls, record: DenseRecord, row: tuple[int, ...]) -> Layout | None:
@@ -55,7 +57,9 @@ class PositionwiseDense(Layer):
         self.x_SNI = x.reshape(self.setting.shards, self.positions, self.inputs)
         np.matmul(self.x_SNI, self.W_IO, out=self.y_SNO)
         if self.b_O is not None:
-            np.add(self.y_SNO, self.b_O, out=self.y_SNO)
+            # Spread out first: NumPy would do so itself, into memory that it allocates.
+            np.copyto(self.b_SNO, self.b_O)
+            np.add(self.y_SNO, self.b_SNO, out=self.y_SNO)
         return self.y
 
     def backward(self, dy: Array) -> Array:

@@ -38,7 +38,7 @@ class Relu(Layer):
         self.integers = np.dtype(f"i{self.setting.dtype.itemsize}")
         self.y_bits = self.y.view(self.integers)
         self.ones = self.setting.memory.constant(self.output_shape, 1, self.integers)
-        self.dx = dy if self.setting.may_overwrite_gradient else self.setting.memory.input_gradient(self.input_shape)
+        self.dx = self.room_for_input_gradient(dy)
         return self.dx
 
     def forward(self, x: Array, streams: Streams | None) -> Array:

@@ -31,9 +31,9 @@ class Transpose(Layer):
     def __init__(self, view: bool, setting: Setting) -> None:
         super().__init__(setting)
         self._from, self._to = setting.layout, _other(setting.layout)
-        self.turned = turned(setting.x, self._from)
         self.view = view
-        self.y = self.turned if view else setting.memory.output(self.turned.shape)
+        y = turned(setting.x, self._from)
+        self.y = y if view else setting.memory.output(y.shape)
 
     def prepare_backward(self, dy: Array) -> Array:
         if not self.setting.needs_input_gradient:
