@@ -1,0 +1,47 @@
+"""L1 and L2 penalties: what enters the gradient is the derivative of the sum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from worker.nn.penalties import add_penalties, penalty
+
+RATES = [(0.0, 0.0), (0.3, 0.0), (0.0, 0.7), (0.3, 0.7)]
+
+
+@pytest.mark.parametrize(("l1", "l2"), RATES)
+def test_the_gradient_is_the_derivative_of_the_penalty(l1: float, l2: float) -> None:
+    w = np.random.default_rng(0).standard_normal(20)
+    g = np.zeros(20)
+    add_penalties(w, g, l1, l2, np.full(20, np.nan))
+    for index in range(20):
+        above, below = w.copy(), w.copy()
+        above[index] += 1e-6
+        below[index] -= 1e-6
+        assert (penalty(above, l1, l2) - penalty(below, l1, l2)) / 2e-6 == pytest.approx(g[index], abs=1e-7)
+
+
+@pytest.mark.parametrize(("l1", "l2"), RATES)
+def test_blocks_give_the_bits_of_the_formula(l1: float, l2: float) -> None:
+    rng = np.random.default_rng(1)
+    w, g = (rng.standard_normal(1000).astype(np.float32) for _ in range(2))
+    want = g + w * np.float32(l2) if l2 else g.copy()
+    want = want + np.sign(w) * np.float32(l1) if l1 else want
+    scratch = np.full(1000, np.nan, np.float32)
+    for first, end in [(0, 3), (3, 700), (700, 1000)]:
+        add_penalties(w[first:end], g[first:end], l1, l2, scratch[: end - first])
+    assert g.tobytes() == want.tobytes()
+
+
+def test_a_weight_of_zero_is_left_alone() -> None:
+    w, g = np.array([0.0, -0.0, 2.0, -2.0], np.float32), np.zeros(4, np.float32)
+    add_penalties(w, g, 0.5, 0.0, np.empty(4, np.float32))
+    assert g.tolist() == [0, 0, 0.5, -0.5]
+
+
+def test_the_sum_is_in_float64() -> None:
+    w = np.array([3e20, -1e20], np.float32)
+    wide = w.astype(np.float64)
+    expected = 0.5 * (wide[0] - wide[1]) + 0.25 * (wide[0] * wide[0] + wide[1] * wide[1])
+    assert penalty(w, 0.5, 0.5) == pytest.approx(expected, rel=1e-15)
