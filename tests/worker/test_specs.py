@@ -17,12 +17,15 @@ from worker.specs import (
     AdamRecord,
     AdamWRecord,
     Architecture,
+    BinaryCrossEntropyRecord,
     ConstantSchedule,
     CosineSchedule,
     DenseRecord,
     ExponentialSchedule,
     FlattenRecord,
+    HuberRecord,
     InitializerRecord,
+    MeanAbsoluteErrorRecord,
     MeanSquaredErrorRecord,
     MomentumRecord,
     NesterovRecord,
@@ -144,7 +147,14 @@ def test_an_empty_initializer_is_refused() -> None:
 def test_losses() -> None:
     assert loss_record(loss(softmax_cross_entropy={})) == SoftmaxCrossEntropyRecord()
     assert loss_record(loss(softmax_cross_entropy={"label_smoothing": 0.0}, l1=0.0)) == SoftmaxCrossEntropyRecord()
+    given = loss(softmax_cross_entropy={"label_smoothing": 0.1, "class_weights": [1, 2], "ignored_label": 0})
+    assert loss_record(given) == SoftmaxCrossEntropyRecord(0.1, (1, 2), 0)
+    assert loss_record(loss(softmax_cross_entropy={"ignored_label": -1})) == SoftmaxCrossEntropyRecord(ignored_label=-1)
     assert loss_record(loss(mean_squared_error={})) == MeanSquaredErrorRecord()
+    assert loss_record(loss(mean_absolute_error={})) == MeanAbsoluteErrorRecord()
+    assert loss_record(loss(binary_cross_entropy={})) == BinaryCrossEntropyRecord()
+    assert loss_record(loss(huber={})) == HuberRecord(1.0)
+    assert loss_record(loss(huber={"delta": 0.5})) == HuberRecord(0.5)
 
 
 def test_penalties() -> None:
@@ -152,22 +162,27 @@ def test_penalties() -> None:
     assert penalty_record(loss(mean_squared_error={}, l1=0.1, l2=0.2)) == PenaltyRecord(0.1, 0.2)
 
 
-def test_losses_that_are_not_built() -> None:
-    given = loss(softmax_cross_entropy={"label_smoothing": 0.1, "class_weights": [1, 2], "ignored_label": 0})
-    with pytest.raises(UserError) as raised:
-        loss_record(given)
-    places = [
-        "softmax_cross_entropy.label_smoothing",
-        "softmax_cross_entropy.class_weights",
-        "softmax_cross_entropy.ignored_label",
-    ]
-    assert violations(raised) == [(f"loss.{name}", "OPTION_NOT_BUILT") for name in places]
-    with pytest.raises(UserError) as raised:
-        loss_record(loss(huber={}))
-    assert violations(raised) == [("loss.huber", "LOSS_NOT_BUILT")]
+def test_no_loss_is_refused() -> None:
     with pytest.raises(UserError) as raised:
         loss_record(Loss())
     assert violations(raised) == [("loss", "INVALID_FIELD")]
+
+
+def test_every_loss_of_the_contract_is_built() -> None:
+    for field in Loss.DESCRIPTOR.oneofs_by_name["kind"].fields:
+        message = Loss()
+        getattr(message, field.name).SetInParent()
+        assert loss_record(message).kind == field.name
+
+
+def test_wrong_options_of_a_loss_are_refused_at_once() -> None:
+    given = loss(softmax_cross_entropy={"label_smoothing": 1.0, "class_weights": [1, 0, "NaN", "Infinity"]})
+    with pytest.raises(UserError) as raised:
+        loss_record(given)
+    places = ["label_smoothing", "class_weights[1]", "class_weights[2]", "class_weights[3]"]
+    assert violations(raised) == [(f"loss.softmax_cross_entropy.{place}", "INVALID_FIELD") for place in places]
+    with pytest.raises(UserError, match=r"loss\.huber\.delta: got 0\.0; it must be above 0 and finite"):
+        loss_record(loss(huber={"delta": 0.0}))
 
 
 def test_optimizers_and_defaults() -> None:

@@ -180,7 +180,9 @@ class Model:
         target[0, rows:] = 0
         correct = evaluation.loss.correct(z, target, rows)
         evaluation.loss.forward(z, target)
-        return float(np.add.reduce(evaluation.loss.row_losses[0, :rows])), float(rows), correct
+        loss_sum = np.add.reduce(evaluation.loss.row_losses[0, :rows])
+        denominator = np.add.reduce(evaluation.loss.row_denominators[0, :rows])
+        return float(loss_sum), float(denominator), correct
 
     def _step(self, stacks: Sequence[Stack], combine: Sequence[Node] | None) -> StepPass:
         """The buffers for these stacks; arrays that came before, as a worker's own buffers do, are not looked at again."""

@@ -17,7 +17,16 @@ from worker.specs.activations import (
 from worker.specs.architecture import Architecture, ParallelRecord, ResidualRecord, architecture
 from worker.specs.dense import DenseRecord, FlattenRecord
 from worker.specs.initializers import InitializerRecord
-from worker.specs.losses import MeanSquaredErrorRecord, PenaltyRecord, SoftmaxCrossEntropyRecord, loss_record, penalty_record
+from worker.specs.losses import (
+    BinaryCrossEntropyRecord,
+    HuberRecord,
+    MeanAbsoluteErrorRecord,
+    MeanSquaredErrorRecord,
+    PenaltyRecord,
+    SoftmaxCrossEntropyRecord,
+    loss_record,
+    penalty_record,
+)
 from worker.specs.optimizers import (
     AdagradRecord,
     AdamRecord,
@@ -43,6 +52,7 @@ __all__ = [
     "AdamRecord",
     "AdamWRecord",
     "Architecture",
+    "BinaryCrossEntropyRecord",
     "ConstantSchedule",
     "CosineSchedule",
     "DenseRecord",
@@ -51,10 +61,12 @@ __all__ = [
     "ExponentialSchedule",
     "FlattenRecord",
     "GeluRecord",
+    "HuberRecord",
     "InitializerRecord",
     "LayerRecord",
     "LeakyReluRecord",
     "LossRecord",
+    "MeanAbsoluteErrorRecord",
     "MeanSquaredErrorRecord",
     "MomentumRecord",
     "NesterovRecord",

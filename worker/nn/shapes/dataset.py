@@ -2,42 +2,123 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import final
+
 from lockstep.contract.errors import UserError, Violation
 from worker.nn.shapes.network import layer_shapes
-from worker.specs import Architecture, DenseRecord, LossRecord
+from worker.nn.shapes.shape import LayerShapes, Shape
+from worker.specs import Architecture, DenseRecord, LossRecord, SoftmaxCrossEntropyRecord
+
+# Losses of the difference to numbers.
+_OF_NUMBERS = ("mean_squared_error", "mean_absolute_error", "huber")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a dataset gives for a row: one class, a class at each of several positions, or numbers."""
+
+    classes: int | None
+    width: int | None
+    positions: int | None
+
+    @property
+    def text(self) -> str:
+        """As it stands in a message."""
+        if self.classes is None:
+            return f"{self.width} numbers per row"
+        each = "" if self.positions is None else f" at each of {self.positions} positions"
+        return f"{self.classes} classes{each}"
 
 
 def check_against_dataset(
-    architecture: Architecture, loss: LossRecord, *, classes: int | None = None, width: int | None = None
+    architecture: Architecture,
+    loss: LossRecord,
+    *,
+    classes: int | None = None,
+    width: int | None = None,
+    positions: int | None = None,
 ) -> list[Violation]:
     """What does not fit between a model, its loss and the dataset's target: all of it, empty when it fits.
 
-    `architecture.input_shape` is the dataset's. Give `classes`, the number of classes of a class target, or `width`, the
-    numbers per row of a number target.
+    `architecture.input_shape` is the dataset's. Give `classes`, the number of classes of a class target, with `positions`
+    where each row has as many labels, or `width`, the numbers per row of a number target.
     """
     try:
         layers = layer_shapes(architecture)
     except UserError as error:
         return list(error.violations)
-    place = f"loss.{loss.kind}"
+    target = _Target(classes, width, positions)
     output = layers[-1].output_shape
-    if loss.kind == "softmax_cross_entropy" and classes is None:
+    wrong = _kind_of_target(loss, target, output)
+    if wrong is not None:
+        return [wrong]
+    wrong = _axes(layers[-1], target)
+    if wrong is not None:
+        return [wrong]
+    found = [_number_of_outputs(loss, target, output[-1], _last_with_units(architecture)), _class_weights(loss, output[-1])]
+    return [violation for violation in found if violation is not None]
+
+
+def _kind_of_target(loss: LossRecord, target: _Target, output: Shape) -> Violation | None:
+    """Classes for losses of classes, numbers for losses of numbers."""
+    remedy = ""
+    if loss.kind == "softmax_cross_entropy" and target.classes is None:
         remedy = "the dataset's target are numbers, not classes; use `mean_squared_error: {}`"
-        return [Violation(place, f"{width} numbers per row", remedy, "LOSS_DOES_NOT_FIT")]
-    if loss.kind == "mean_squared_error" and width is None:
+    elif loss.kind in _OF_NUMBERS and target.classes is not None:
         remedy = "the dataset's target are classes, not numbers; use `softmax_cross_entropy: {}`"
-        return [Violation(place, f"{classes} classes", remedy, "LOSS_DOES_NOT_FIT")]
-    last = _last_with_units(architecture)
-    if len(output) != 1:
-        remedy = f"the last layer must give one axis; put `flatten: {{}}` and a dense layer behind {layers[-1].place}"
-        return [Violation(f"model.{layers[-1].place}", f"an output of shape {output}", remedy, "SHAPES_DO_NOT_MEET")]
-    if classes is not None and output[0] < classes:
-        remedy = f"the dataset has {classes} classes; the last layer must give at least {classes} outputs"
-        return [Violation(last, str(output[0]), remedy, "TOO_FEW_OUTPUTS")]
-    if width is not None and output[0] != width:
-        remedy = f"the dataset has {width} numbers per row; the last layer must give exactly {width} outputs"
-        return [Violation(last, str(output[0]), remedy, "WRONG_NUMBER_OF_OUTPUTS")]
-    return []
+    elif loss.kind == "binary_cross_entropy":
+        if target.classes is not None and (target.classes > 2 or target.positions is not None):
+            remedy = "it takes one label per row, 0 or 1; use `softmax_cross_entropy: {}`"
+        elif target.width == 1 and output == (1,):
+            remedy = (
+                "with one output it takes classes; give the labels 0 and 1 as whole numbers, or use `mean_squared_error: {}`"
+            )
+    return Violation(f"loss.{loss.kind}", target.text, remedy, "LOSS_DOES_NOT_FIT") if remedy else None
+
+
+def _axes(last: LayerShapes, target: _Target) -> Violation | None:
+    """One axis of outputs, behind one of positions where the target has them."""
+    output, place = last.output_shape, f"model.{last.place}"
+    if target.positions is None and len(output) != 1:
+        remedy = f"the last layer must give one axis; put `flatten: {{}}` and a dense layer behind {last.place}"
+        return Violation(place, f"an output of shape {output}", remedy, "SHAPES_DO_NOT_MEET")
+    if target.positions is not None and (len(output) != 2 or output[0] != target.positions):
+        remedy = (
+            f"the dataset has a label at each of {target.positions} positions; "
+            f"the last layer must give rows of shape ({target.positions}, outputs)"
+        )
+        return Violation(place, f"an output of shape {output}", remedy, "SHAPES_DO_NOT_MEET")
+    return None
+
+
+def _number_of_outputs(loss: LossRecord, target: _Target, outputs: int, place: str) -> Violation | None:
+    if target.classes is None:
+        if outputs == target.width:
+            return None
+        remedy = f"the dataset has {target.width} numbers per row; the last layer must give exactly {target.width} outputs"
+        return Violation(place, str(outputs), remedy, "WRONG_NUMBER_OF_OUTPUTS")
+    if loss.kind == "binary_cross_entropy":
+        if outputs == 1:
+            return None
+        remedy = "with classes, binary_cross_entropy takes one output; give 1 unit, or use `softmax_cross_entropy: {}`"
+        return Violation(place, str(outputs), remedy, "WRONG_NUMBER_OF_OUTPUTS")
+    least = target.classes
+    if isinstance(loss, SoftmaxCrossEntropyRecord) and loss.ignored_label == least - 1:
+        # The last class needs no output.
+        least -= 1
+    if outputs >= least:
+        return None
+    remedy = f"the dataset has {target.classes} classes; the last layer must give at least {least} outputs"
+    return Violation(place, str(outputs), remedy, "TOO_FEW_OUTPUTS")
+
+
+def _class_weights(loss: LossRecord, outputs: int) -> Violation | None:
+    if not isinstance(loss, SoftmaxCrossEntropyRecord) or len(loss.class_weights) in (0, outputs):
+        return None
+    remedy = f"the model gives {outputs} outputs; give one weight for each"
+    return Violation(f"loss.{loss.kind}.class_weights", f"{len(loss.class_weights)} weights", remedy, "WRONG_NUMBER_OF_WEIGHTS")
 
 
 def _last_with_units(architecture: Architecture) -> str:
