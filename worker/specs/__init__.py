@@ -11,11 +11,12 @@ from worker.specs.activations import (
     ReluRecord,
     SigmoidRecord,
     SiluRecord,
+    SoftmaxRecord,
     SoftplusRecord,
     TanhRecord,
 )
 from worker.specs.architecture import Architecture, ParallelRecord, ResidualRecord, architecture
-from worker.specs.dense import DenseRecord, FlattenRecord
+from worker.specs.dense import DenseRecord, FlattenRecord, ReshapeRecord
 from worker.specs.initializers import InitializerRecord
 from worker.specs.losses import MeanSquaredErrorRecord, PenaltyRecord, SoftmaxCrossEntropyRecord, loss_record, penalty_record
 from worker.specs.optimizers import (
@@ -65,6 +66,7 @@ __all__ = [
     "PenaltyRecord",
     "PolynomialSchedule",
     "ReluRecord",
+    "ReshapeRecord",
     "ResidualRecord",
     "RmsPropRecord",
     "ScheduleRecord",
@@ -72,6 +74,7 @@ __all__ = [
     "SigmoidRecord",
     "SiluRecord",
     "SoftmaxCrossEntropyRecord",
+    "SoftmaxRecord",
     "SoftplusRecord",
     "StepSchedule",
     "TanhRecord",
