@@ -11,11 +11,12 @@ from worker.specs.activations import (
     ReluRecord,
     SigmoidRecord,
     SiluRecord,
+    SoftmaxRecord,
     SoftplusRecord,
     TanhRecord,
 )
 from worker.specs.architecture import Architecture, ParallelRecord, ResidualRecord, architecture
-from worker.specs.dense import DenseRecord, FlattenRecord
+from worker.specs.dense import DenseRecord, FlattenRecord, ReshapeRecord
 from worker.specs.initializers import InitializerRecord
 from worker.specs.losses import (
     BinaryCrossEntropyRecord,
@@ -76,6 +77,7 @@ __all__ = [
     "PenaltyRecord",
     "PolynomialSchedule",
     "ReluRecord",
+    "ReshapeRecord",
     "ResidualRecord",
     "RmsPropRecord",
     "ScheduleRecord",
@@ -83,6 +85,7 @@ __all__ = [
     "SigmoidRecord",
     "SiluRecord",
     "SoftmaxCrossEntropyRecord",
+    "SoftmaxRecord",
     "SoftplusRecord",
     "StepSchedule",
     "TanhRecord",

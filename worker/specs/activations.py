@@ -1,4 +1,4 @@
-"""The records of the elementwise layers, dropout among them."""
+"""The records of the elementwise layers, dropout among them, and of softmax."""
 
 from __future__ import annotations
 
@@ -78,6 +78,14 @@ class SoftplusRecord(LayerRecord):
 
 @final
 @dataclass(frozen=True, slots=True)
+class SoftmaxRecord(LayerRecord):
+    """exp(x) over its sum along the last axis."""
+
+    kind: ClassVar[str] = "softmax"
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class DropoutRecord(LayerRecord):
     """In training each number is 0 with probability `rate`, the others are divided by 1 - rate."""
 
@@ -94,5 +102,6 @@ READERS: dict[str, LayerReader] = {
     "sigmoid": lambda message, reading: SigmoidRecord(),
     "tanh": lambda message, reading: TanhRecord(),
     "softplus": lambda message, reading: SoftplusRecord(),
+    "softmax": lambda message, reading: SoftmaxRecord(),
     "dropout": lambda message, reading: DropoutRecord(message.dropout.rate),
 }

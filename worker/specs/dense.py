@@ -29,6 +29,15 @@ class FlattenRecord(LayerRecord):
     kind: ClassVar[str] = "flatten"
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class ReshapeRecord(LayerRecord):
+    """The numbers of a row in another shape, in C order."""
+
+    kind: ClassVar[str] = "reshape"
+    shape: tuple[int, ...]
+
+
 def _dense(message: Layer, reading: Reading) -> LayerRecord:
     dense = message.dense
     return DenseRecord(
@@ -42,4 +51,8 @@ def _flatten(message: Layer, reading: Reading) -> LayerRecord:
     return FlattenRecord()
 
 
-READERS: dict[str, LayerReader] = {"dense": _dense, "flatten": _flatten}
+def _reshape(message: Layer, reading: Reading) -> LayerRecord:
+    return ReshapeRecord(tuple(message.reshape.shape))
+
+
+READERS: dict[str, LayerReader] = {"dense": _dense, "flatten": _flatten, "reshape": _reshape}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
+from lockstep.contract.errors import Violation
 from lockstep.v1.model_pb2 import Initializer
 from worker.specs.records import Reading, not_one_of
 
@@ -15,14 +17,18 @@ RECTIFIERS = frozenset({"relu", "leaky_relu", "elu", "silu", "gelu", "softplus"}
 @final
 @dataclass(frozen=True, slots=True)
 class InitializerRecord:
-    """`kind` is a key of `worker.nn.initializers.INITIALIZERS`; `value` is what it needs besides, or 0."""
+    """`kind` is a key of `worker.nn.initializers.INITIALIZERS`; `value` is what it needs besides, or 0:
+    the gain of "orthogonal", the standard deviation of "truncated_normal"."""
 
     kind: str
     value: float = 0.0
 
 
 # Keys of worker.nn.initializers.INITIALIZERS that a job may name.
-BUILT = ("glorot_uniform", "he_normal", "lecun_normal", "zeros")
+BUILT = ("glorot_uniform", "he_normal", "lecun_normal", "orthogonal", "truncated_normal", "zeros")
+
+# Fields that some need, and what they are unless given.
+_VALUES = {"orthogonal": ("gain", 1.0), "truncated_normal": ("stddev", 0.02)}
 
 
 def read_initializer(given: Initializer | None, reading: Reading) -> InitializerRecord:
@@ -32,4 +38,12 @@ def read_initializer(given: Initializer | None, reading: Reading) -> Initializer
     kind = given.WhichOneof("kind") or ""
     if kind not in BUILT:
         reading.wrong.append(not_one_of(f"{reading.place}.initializer", "initializer", kind, BUILT))
-    return InitializerRecord(kind)
+    if kind not in _VALUES:
+        return InitializerRecord(kind)
+    field, default = _VALUES[kind]
+    message = getattr(given, kind)
+    value = float(getattr(message, field)) if message.HasField(field) else default
+    if not (value > 0 and math.isfinite(value)):
+        place = f"{reading.place}.initializer.{kind}.{field}"
+        reading.wrong.append(Violation(place, str(value), "it must be above 0 and finite", "INVALID_FIELD"))
+    return InitializerRecord(kind, value)

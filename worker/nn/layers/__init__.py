@@ -13,7 +13,9 @@ from worker.nn.layers.layer import Layer, Layout, Memory, Setting
 from worker.nn.layers.positionwise_dense import PositionwiseDense
 from worker.nn.layers.rectifiers import Elu, LeakyRelu
 from worker.nn.layers.relu import Relu
+from worker.nn.layers.reshape import Reshape
 from worker.nn.layers.sigmoids import Sigmoid, Silu, Softplus, Tanh
+from worker.nn.layers.softmax import Softmax
 from worker.specs import (
     DenseRecord,
     DropoutRecord,
@@ -22,8 +24,10 @@ from worker.specs import (
     GeluRecord,
     LeakyReluRecord,
     ReluRecord,
+    ReshapeRecord,
     SigmoidRecord,
     SiluRecord,
+    SoftmaxRecord,
     SoftplusRecord,
     TanhRecord,
 )
@@ -32,6 +36,7 @@ from worker.specs import (
 LAYERS: dict[type[Any], Callable[[tuple[int, ...]], type[Layer]]] = {
     DenseRecord: lambda row: Dense if len(row) == 1 else PositionwiseDense,
     FlattenRecord: lambda row: Flatten,
+    ReshapeRecord: lambda row: Reshape,
     ReluRecord: lambda row: Relu,
     DropoutRecord: lambda row: Dropout,
     LeakyReluRecord: lambda row: LeakyRelu,
@@ -41,6 +46,7 @@ LAYERS: dict[type[Any], Callable[[tuple[int, ...]], type[Layer]]] = {
     SigmoidRecord: lambda row: Sigmoid,
     TanhRecord: lambda row: Tanh,
     SoftplusRecord: lambda row: Softplus,
+    SoftmaxRecord: lambda row: Softmax,
 }
 
 

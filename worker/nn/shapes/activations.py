@@ -1,4 +1,4 @@
-"""Shapes of the elementwise layers, dropout among them: what goes in comes out."""
+"""Shapes of the elementwise layers, dropout among them, and of softmax: what goes in comes out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from worker.specs import (
     ReluRecord,
     SigmoidRecord,
     SiluRecord,
+    SoftmaxRecord,
     SoftplusRecord,
     TanhRecord,
 )
@@ -24,6 +25,17 @@ def _same(record: LayerRecord, shape: Shape, refusals: Refusals) -> Outcome:
 
 
 RULES: dict[type[Any], Rule] = dict.fromkeys(
-    (ReluRecord, LeakyReluRecord, EluRecord, SiluRecord, GeluRecord, SigmoidRecord, TanhRecord, SoftplusRecord, DropoutRecord),
+    (
+        ReluRecord,
+        LeakyReluRecord,
+        EluRecord,
+        SiluRecord,
+        GeluRecord,
+        SigmoidRecord,
+        TanhRecord,
+        SoftplusRecord,
+        SoftmaxRecord,
+        DropoutRecord,
+    ),
     _same,
 )
