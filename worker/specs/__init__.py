@@ -29,6 +29,7 @@ from worker.specs.optimizers import (
     optimizer_record,
 )
 from worker.specs.records import LayerRecord, LossRecord, OptimizerRecord
+from worker.specs.recurrent import GruRecord, LstmRecord
 from worker.specs.schedules import (
     ConstantSchedule,
     CosineSchedule,
@@ -52,10 +53,12 @@ __all__ = [
     "ExponentialSchedule",
     "FlattenRecord",
     "GeluRecord",
+    "GruRecord",
     "InitializerRecord",
     "LayerRecord",
     "LeakyReluRecord",
     "LossRecord",
+    "LstmRecord",
     "MeanSquaredErrorRecord",
     "MomentumRecord",
     "NesterovRecord",
