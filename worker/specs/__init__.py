@@ -39,6 +39,7 @@ from worker.specs.optimizers import (
     optimizer_record,
 )
 from worker.specs.records import LayerRecord, LossRecord, OptimizerRecord, ScheduleRecord
+from worker.specs.recurrent import GruRecord, LstmRecord
 from worker.specs.schedules import (
     ConstantSchedule,
     CosineSchedule,
@@ -63,11 +64,13 @@ __all__ = [
     "FlattenRecord",
     "GeluRecord",
     "HuberRecord",
+    "GruRecord",
     "InitializerRecord",
     "LayerRecord",
     "LeakyReluRecord",
     "LossRecord",
     "MeanAbsoluteErrorRecord",
+    "LstmRecord",
     "MeanSquaredErrorRecord",
     "MomentumRecord",
     "NesterovRecord",

@@ -9,7 +9,9 @@ from worker.nn.layers.dense import Dense
 from worker.nn.layers.dropout import Dropout
 from worker.nn.layers.flatten import Flatten
 from worker.nn.layers.gelu import Gelu
+from worker.nn.layers.gru import Gru
 from worker.nn.layers.layer import Layer, Layout, Memory, Setting
+from worker.nn.layers.lstm import Lstm
 from worker.nn.layers.positionwise_dense import PositionwiseDense
 from worker.nn.layers.rectifiers import Elu, LeakyRelu
 from worker.nn.layers.relu import Relu
@@ -22,7 +24,9 @@ from worker.specs import (
     EluRecord,
     FlattenRecord,
     GeluRecord,
+    GruRecord,
     LeakyReluRecord,
+    LstmRecord,
     ReluRecord,
     ReshapeRecord,
     SigmoidRecord,
@@ -47,6 +51,8 @@ LAYERS: dict[type[Any], Callable[[tuple[int, ...]], type[Layer]]] = {
     TanhRecord: lambda row: Tanh,
     SoftplusRecord: lambda row: Softplus,
     SoftmaxRecord: lambda row: Softmax,
+    LstmRecord: lambda row: Lstm,
+    GruRecord: lambda row: Gru,
 }
 
 
