@@ -38,17 +38,20 @@ from worker.specs.schedules import (
     ScheduleRecord,
     StepSchedule,
 )
+from worker.specs.sequence import AttentionRecord, EmbeddingRecord, PositionsRecord
 
 __all__ = [
     "AdagradRecord",
     "AdamRecord",
     "AdamWRecord",
     "Architecture",
+    "AttentionRecord",
     "ConstantSchedule",
     "CosineSchedule",
     "DenseRecord",
     "DropoutRecord",
     "EluRecord",
+    "EmbeddingRecord",
     "ExponentialSchedule",
     "FlattenRecord",
     "GeluRecord",
@@ -64,6 +67,7 @@ __all__ = [
     "ParallelRecord",
     "PenaltyRecord",
     "PolynomialSchedule",
+    "PositionsRecord",
     "ReluRecord",
     "ResidualRecord",
     "RmsPropRecord",

@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from worker.nn.layers.attention import Attention
 from worker.nn.layers.dense import Dense
 from worker.nn.layers.dropout import Dropout
+from worker.nn.layers.embedding import Embedding
 from worker.nn.layers.flatten import Flatten
 from worker.nn.layers.gelu import Gelu
 from worker.nn.layers.layer import Layer, Layout, Memory, Setting
+from worker.nn.layers.positions import Positions
 from worker.nn.layers.positionwise_dense import PositionwiseDense
 from worker.nn.layers.rectifiers import Elu, LeakyRelu
 from worker.nn.layers.relu import Relu
 from worker.nn.layers.sigmoids import Sigmoid, Silu, Softplus, Tanh
 from worker.specs import (
+    AttentionRecord,
     DenseRecord,
     DropoutRecord,
     EluRecord,
+    EmbeddingRecord,
     FlattenRecord,
     GeluRecord,
     LeakyReluRecord,
+    PositionsRecord,
     ReluRecord,
     SigmoidRecord,
     SiluRecord,
@@ -41,6 +47,9 @@ LAYERS: dict[type[Any], Callable[[tuple[int, ...]], type[Layer]]] = {
     SigmoidRecord: lambda row: Sigmoid,
     TanhRecord: lambda row: Tanh,
     SoftplusRecord: lambda row: Softplus,
+    EmbeddingRecord: lambda row: Embedding,
+    PositionsRecord: lambda row: Positions,
+    AttentionRecord: lambda row: Attention,
 }
 
 
