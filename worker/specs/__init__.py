@@ -48,6 +48,7 @@ from worker.specs.schedules import (
     PolynomialSchedule,
     StepSchedule,
 )
+from worker.specs.sequence import AttentionRecord, EmbeddingRecord, PositionsRecord
 
 __all__ = [
     "AdagradRecord",
@@ -55,11 +56,13 @@ __all__ = [
     "AdamWRecord",
     "Architecture",
     "BinaryCrossEntropyRecord",
+    "AttentionRecord",
     "ConstantSchedule",
     "CosineSchedule",
     "DenseRecord",
     "DropoutRecord",
     "EluRecord",
+    "EmbeddingRecord",
     "ExponentialSchedule",
     "FlattenRecord",
     "GeluRecord",
@@ -79,6 +82,7 @@ __all__ = [
     "ParallelRecord",
     "PenaltyRecord",
     "PolynomialSchedule",
+    "PositionsRecord",
     "ReluRecord",
     "ReshapeRecord",
     "ResidualRecord",

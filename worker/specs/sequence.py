@@ -2,6 +2,54 @@
 
 from __future__ import annotations
 
-from worker.specs.records import LayerReader
+from dataclasses import dataclass
+from typing import ClassVar, final
 
-READERS: dict[str, LayerReader] = {}
+from lockstep.v1.model_pb2 import Layer, Positions
+from worker.specs.records import LayerReader, LayerRecord, Reading
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class EmbeddingRecord(LayerRecord):
+    """Row `index` of a table (vocabulary, width), for each number of a row."""
+
+    kind: ClassVar[str] = "embedding"
+    vocabulary: int
+    width: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PositionsRecord(LayerRecord):
+    """A vector added at each position: `learned`, else sines and cosines."""
+
+    kind: ClassVar[str] = "positions"
+    learned: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class AttentionRecord(LayerRecord):
+    """Multi-head self-attention; `padding_index` marks positions that are not seen, None: all are."""
+
+    kind: ClassVar[str] = "attention"
+    heads: int
+    causal: bool
+    padding_index: int | None
+
+
+def _attention(message: Layer, reading: Reading) -> LayerRecord:
+    attention = message.attention
+    if attention.HasField("padding_index"):
+        # The layer can leave keys out, but no network tells it yet which.
+        remedy = "padding is not built yet; leave the field out"
+        reading.refuse("padding_index", attention.padding_index, remedy, "FIELD_NOT_BUILT")
+    return AttentionRecord(attention.heads, attention.causal, None)
+
+
+READERS: dict[str, LayerReader] = {
+    "embedding": lambda message, reading: EmbeddingRecord(message.embedding.vocabulary, message.embedding.width),
+    "positions": lambda message, reading: PositionsRecord(message.positions.form != Positions.SINUSOIDAL),
+    "attention": _attention,
+}

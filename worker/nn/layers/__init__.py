@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from worker.nn.layers.attention import Attention
 from worker.nn.layers.dense import Dense
 from worker.nn.layers.dropout import Dropout
+from worker.nn.layers.embedding import Embedding
 from worker.nn.layers.flatten import Flatten
 from worker.nn.layers.gelu import Gelu
 from worker.nn.layers.gru import Gru
 from worker.nn.layers.layer import Layer, Layout, Memory, Setting
 from worker.nn.layers.lstm import Lstm
+from worker.nn.layers.positions import Positions
 from worker.nn.layers.positionwise_dense import PositionwiseDense
 from worker.nn.layers.rectifiers import Elu, LeakyRelu
 from worker.nn.layers.relu import Relu
@@ -19,14 +22,17 @@ from worker.nn.layers.reshape import Reshape
 from worker.nn.layers.sigmoids import Sigmoid, Silu, Softplus, Tanh
 from worker.nn.layers.softmax import Softmax
 from worker.specs import (
+    AttentionRecord,
     DenseRecord,
     DropoutRecord,
     EluRecord,
+    EmbeddingRecord,
     FlattenRecord,
     GeluRecord,
     GruRecord,
     LeakyReluRecord,
     LstmRecord,
+    PositionsRecord,
     ReluRecord,
     ReshapeRecord,
     SigmoidRecord,
@@ -53,6 +59,9 @@ LAYERS: dict[type[Any], Callable[[tuple[int, ...]], type[Layer]]] = {
     SoftmaxRecord: lambda row: Softmax,
     LstmRecord: lambda row: Lstm,
     GruRecord: lambda row: Gru,
+    EmbeddingRecord: lambda row: Embedding,
+    PositionsRecord: lambda row: Positions,
+    AttentionRecord: lambda row: Attention,
 }
 
 
