@@ -18,6 +18,7 @@ from worker.specs.architecture import Architecture, ParallelRecord, ResidualReco
 from worker.specs.dense import DenseRecord, FlattenRecord
 from worker.specs.initializers import InitializerRecord
 from worker.specs.losses import MeanSquaredErrorRecord, PenaltyRecord, SoftmaxCrossEntropyRecord, loss_record, penalty_record
+from worker.specs.normalization import BatchNormRecord, LayerNormRecord, RmsNormRecord
 from worker.specs.optimizers import (
     AdagradRecord,
     AdamRecord,
@@ -44,6 +45,7 @@ __all__ = [
     "AdamRecord",
     "AdamWRecord",
     "Architecture",
+    "BatchNormRecord",
     "ConstantSchedule",
     "CosineSchedule",
     "DenseRecord",
@@ -53,6 +55,7 @@ __all__ = [
     "FlattenRecord",
     "GeluRecord",
     "InitializerRecord",
+    "LayerNormRecord",
     "LayerRecord",
     "LeakyReluRecord",
     "LossRecord",
@@ -66,6 +69,7 @@ __all__ = [
     "PolynomialSchedule",
     "ReluRecord",
     "ResidualRecord",
+    "RmsNormRecord",
     "RmsPropRecord",
     "ScheduleRecord",
     "SgdRecord",

@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from worker.nn.layers.batch_norm import BatchNorm
 from worker.nn.layers.dense import Dense
 from worker.nn.layers.dropout import Dropout
 from worker.nn.layers.flatten import Flatten
 from worker.nn.layers.gelu import Gelu
 from worker.nn.layers.layer import Layer, Layout, Memory, Setting
+from worker.nn.layers.layer_norm import LayerNorm
 from worker.nn.layers.positionwise_dense import PositionwiseDense
 from worker.nn.layers.rectifiers import Elu, LeakyRelu
 from worker.nn.layers.relu import Relu
+from worker.nn.layers.rms_norm import RmsNorm
 from worker.nn.layers.sigmoids import Sigmoid, Silu, Softplus, Tanh
 from worker.specs import (
+    BatchNormRecord,
     DenseRecord,
     DropoutRecord,
     EluRecord,
     FlattenRecord,
     GeluRecord,
+    LayerNormRecord,
     LeakyReluRecord,
     ReluRecord,
+    RmsNormRecord,
     SigmoidRecord,
     SiluRecord,
     SoftplusRecord,
@@ -41,6 +47,9 @@ LAYERS: dict[type[Any], Callable[[tuple[int, ...]], type[Layer]]] = {
     SigmoidRecord: lambda row: Sigmoid,
     TanhRecord: lambda row: Tanh,
     SoftplusRecord: lambda row: Softplus,
+    BatchNormRecord: lambda row: BatchNorm,
+    LayerNormRecord: lambda row: LayerNorm,
+    RmsNormRecord: lambda row: RmsNorm,
 }
 
 
