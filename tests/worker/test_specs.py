@@ -98,7 +98,7 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         ("model.layers[0]", "INVALID_FIELD"),
         ("model.layers[2].residual.layers[0]", "INVALID_FIELD"),
     ]
-    assert "exactly one layer must be given: attention, dense, dropout, elu, " in str(raised.value)
+    assert "exactly one layer must be given: attention, batch_norm, dense, dropout, " in str(raised.value)
 
 
 def test_what_is_not_built_is_refused() -> None:

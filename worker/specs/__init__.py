@@ -28,6 +28,7 @@ from worker.specs.losses import (
     loss_record,
     penalty_record,
 )
+from worker.specs.normalization import BatchNormRecord, LayerNormRecord, RmsNormRecord
 from worker.specs.optimizers import (
     AdagradRecord,
     AdamRecord,
@@ -57,6 +58,7 @@ __all__ = [
     "Architecture",
     "BinaryCrossEntropyRecord",
     "AttentionRecord",
+    "BatchNormRecord",
     "ConstantSchedule",
     "CosineSchedule",
     "DenseRecord",
@@ -69,6 +71,7 @@ __all__ = [
     "HuberRecord",
     "GruRecord",
     "InitializerRecord",
+    "LayerNormRecord",
     "LayerRecord",
     "LeakyReluRecord",
     "LossRecord",
@@ -86,6 +89,7 @@ __all__ = [
     "ReluRecord",
     "ReshapeRecord",
     "ResidualRecord",
+    "RmsNormRecord",
     "RmsPropRecord",
     "ScheduleRecord",
     "SgdRecord",

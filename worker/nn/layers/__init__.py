@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.nn.layers.attention import Attention
+from worker.nn.layers.batch_norm import BatchNorm
 from worker.nn.layers.dense import Dense
 from worker.nn.layers.dropout import Dropout
 from worker.nn.layers.embedding import Embedding
@@ -13,16 +14,19 @@ from worker.nn.layers.flatten import Flatten
 from worker.nn.layers.gelu import Gelu
 from worker.nn.layers.gru import Gru
 from worker.nn.layers.layer import Layer, Layout, Memory, Setting
+from worker.nn.layers.layer_norm import LayerNorm
 from worker.nn.layers.lstm import Lstm
 from worker.nn.layers.positions import Positions
 from worker.nn.layers.positionwise_dense import PositionwiseDense
 from worker.nn.layers.rectifiers import Elu, LeakyRelu
 from worker.nn.layers.relu import Relu
 from worker.nn.layers.reshape import Reshape
+from worker.nn.layers.rms_norm import RmsNorm
 from worker.nn.layers.sigmoids import Sigmoid, Silu, Softplus, Tanh
 from worker.nn.layers.softmax import Softmax
 from worker.specs import (
     AttentionRecord,
+    BatchNormRecord,
     DenseRecord,
     DropoutRecord,
     EluRecord,
@@ -30,11 +34,13 @@ from worker.specs import (
     FlattenRecord,
     GeluRecord,
     GruRecord,
+    LayerNormRecord,
     LeakyReluRecord,
     LstmRecord,
     PositionsRecord,
     ReluRecord,
     ReshapeRecord,
+    RmsNormRecord,
     SigmoidRecord,
     SiluRecord,
     SoftmaxRecord,
@@ -62,6 +68,9 @@ LAYERS: dict[type[Any], Callable[[tuple[int, ...]], type[Layer]]] = {
     EmbeddingRecord: lambda row: Embedding,
     PositionsRecord: lambda row: Positions,
     AttentionRecord: lambda row: Attention,
+    BatchNormRecord: lambda row: BatchNorm,
+    LayerNormRecord: lambda row: LayerNorm,
+    RmsNormRecord: lambda row: RmsNorm,
 }
 
 
