@@ -15,6 +15,14 @@ from worker.specs.activations import (
     TanhRecord,
 )
 from worker.specs.architecture import Architecture, ParallelRecord, ResidualRecord, architecture
+from worker.specs.convolution import (
+    AveragePoolRecord,
+    Conv1dRecord,
+    Conv2dRecord,
+    GlobalMaxRecord,
+    GlobalMeanRecord,
+    MaxPoolRecord,
+)
 from worker.specs.dense import DenseRecord, FlattenRecord
 from worker.specs.initializers import InitializerRecord
 from worker.specs.losses import MeanSquaredErrorRecord, PenaltyRecord, SoftmaxCrossEntropyRecord, loss_record, penalty_record
@@ -44,7 +52,10 @@ __all__ = [
     "AdamRecord",
     "AdamWRecord",
     "Architecture",
+    "AveragePoolRecord",
     "ConstantSchedule",
+    "Conv1dRecord",
+    "Conv2dRecord",
     "CosineSchedule",
     "DenseRecord",
     "DropoutRecord",
@@ -52,10 +63,13 @@ __all__ = [
     "ExponentialSchedule",
     "FlattenRecord",
     "GeluRecord",
+    "GlobalMaxRecord",
+    "GlobalMeanRecord",
     "InitializerRecord",
     "LayerRecord",
     "LeakyReluRecord",
     "LossRecord",
+    "MaxPoolRecord",
     "MeanSquaredErrorRecord",
     "MomentumRecord",
     "NesterovRecord",

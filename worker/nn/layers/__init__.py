@@ -5,22 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from worker.nn.layers.convolution import Convolution
 from worker.nn.layers.dense import Dense
 from worker.nn.layers.dropout import Dropout
 from worker.nn.layers.flatten import Flatten
 from worker.nn.layers.gelu import Gelu
+from worker.nn.layers.global_pool import GlobalMax, GlobalMean
 from worker.nn.layers.layer import Layer, Layout, Memory, Setting
+from worker.nn.layers.pooling import AveragePool, MaxPool
 from worker.nn.layers.positionwise_dense import PositionwiseDense
 from worker.nn.layers.rectifiers import Elu, LeakyRelu
 from worker.nn.layers.relu import Relu
 from worker.nn.layers.sigmoids import Sigmoid, Silu, Softplus, Tanh
 from worker.specs import (
+    AveragePoolRecord,
+    Conv1dRecord,
+    Conv2dRecord,
     DenseRecord,
     DropoutRecord,
     EluRecord,
     FlattenRecord,
     GeluRecord,
+    GlobalMaxRecord,
+    GlobalMeanRecord,
     LeakyReluRecord,
+    MaxPoolRecord,
     ReluRecord,
     SigmoidRecord,
     SiluRecord,
@@ -41,6 +50,12 @@ LAYERS: dict[type[Any], Callable[[tuple[int, ...]], type[Layer]]] = {
     SigmoidRecord: lambda row: Sigmoid,
     TanhRecord: lambda row: Tanh,
     SoftplusRecord: lambda row: Softplus,
+    Conv2dRecord: lambda row: Convolution,
+    Conv1dRecord: lambda row: Convolution,
+    MaxPoolRecord: lambda row: MaxPool,
+    AveragePoolRecord: lambda row: AveragePool,
+    GlobalMeanRecord: lambda row: GlobalMean,
+    GlobalMaxRecord: lambda row: GlobalMax,
 }
 
 
