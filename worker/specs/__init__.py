@@ -16,6 +16,14 @@ from worker.specs.activations import (
     TanhRecord,
 )
 from worker.specs.architecture import Architecture, ParallelRecord, ResidualRecord, architecture
+from worker.specs.convolution import (
+    AveragePoolRecord,
+    Conv1dRecord,
+    Conv2dRecord,
+    GlobalMaxRecord,
+    GlobalMeanRecord,
+    MaxPoolRecord,
+)
 from worker.specs.dense import DenseRecord, FlattenRecord, ReshapeRecord
 from worker.specs.initializers import InitializerRecord
 from worker.specs.losses import (
@@ -59,7 +67,10 @@ __all__ = [
     "BinaryCrossEntropyRecord",
     "AttentionRecord",
     "BatchNormRecord",
+    "AveragePoolRecord",
     "ConstantSchedule",
+    "Conv1dRecord",
+    "Conv2dRecord",
     "CosineSchedule",
     "DenseRecord",
     "DropoutRecord",
@@ -70,6 +81,8 @@ __all__ = [
     "GeluRecord",
     "HuberRecord",
     "GruRecord",
+    "GlobalMaxRecord",
+    "GlobalMeanRecord",
     "InitializerRecord",
     "LayerNormRecord",
     "LayerRecord",
@@ -77,6 +90,7 @@ __all__ = [
     "LossRecord",
     "MeanAbsoluteErrorRecord",
     "LstmRecord",
+    "MaxPoolRecord",
     "MeanSquaredErrorRecord",
     "MomentumRecord",
     "NesterovRecord",

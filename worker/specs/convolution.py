@@ -2,6 +2,164 @@
 
 from __future__ import annotations
 
-from worker.specs.records import LayerReader
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias, final
 
-READERS: dict[str, LayerReader] = {}
+from lockstep.v1.model_pb2 import GlobalPool, Layer, Padding, Size2d
+from worker.specs.initializers import InitializerRecord, read_initializer
+from worker.specs.records import LayerReader, LayerRecord, Reading, not_one_of
+
+# (height, width).
+Size: TypeAlias = tuple[int, int]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PaddingRecord:
+    """The border of an image; the four sizes count where it is explicit."""
+
+    kind: Literal["valid", "same", "explicit"] = "valid"
+    top: int = 0
+    bottom: int = 0
+    left: int = 0
+    right: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Conv2dRecord(LayerRecord):
+    """Cross-correlation over height and width."""
+
+    kind: ClassVar[str] = "conv2d"
+    filters: int
+    kernel: Size
+    stride: Size
+    padding: PaddingRecord
+    dilation: Size
+    groups: int
+    bias: bool
+    initializer: InitializerRecord
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Conv1dRecord(LayerRecord):
+    """Cross-correlation over one axis; of the padding left and right alone count."""
+
+    kind: ClassVar[str] = "conv1d"
+    filters: int
+    kernel: int
+    stride: int
+    padding: PaddingRecord
+    dilation: int
+    groups: int
+    bias: bool
+    initializer: InitializerRecord
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MaxPoolRecord(LayerRecord):
+    """Maximum over each window, per channel."""
+
+    kind: ClassVar[str] = "max_pool"
+    window: Size
+    stride: Size
+    padding: PaddingRecord
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class AveragePoolRecord(LayerRecord):
+    """Mean over each window, per channel; the border is not counted."""
+
+    kind: ClassVar[str] = "average_pool"
+    window: Size
+    stride: Size
+    padding: PaddingRecord
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GlobalMeanRecord(LayerRecord):
+    """Mean over all positions, per channel."""
+
+    kind: ClassVar[str] = "global_pool"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GlobalMaxRecord(LayerRecord):
+    """Maximum over all positions, per channel."""
+
+    kind: ClassVar[str] = "global_pool"
+
+
+def _size(size: Size2d) -> Size:
+    return size.height, size.width
+
+
+def _padding(given: Padding | None, reading: Reading) -> PaddingRecord:
+    if given is None:
+        return PaddingRecord()
+    kind = given.WhichOneof("kind")
+    if kind is None:
+        reading.wrong.append(not_one_of(f"{reading.place}.padding", "padding", "", ("same", "valid", "explicit")))
+        return PaddingRecord()
+    sides = given.explicit
+    return PaddingRecord(kind, sides.top, sides.bottom, sides.left, sides.right)
+
+
+def _conv2d(message: Layer, reading: Reading) -> LayerRecord:
+    conv = message.conv2d
+    return Conv2dRecord(
+        filters=conv.filters,
+        kernel=_size(conv.kernel),
+        stride=_size(conv.stride) if conv.HasField("stride") else (1, 1),
+        padding=_padding(conv.padding if conv.HasField("padding") else None, reading),
+        dilation=_size(conv.dilation) if conv.HasField("dilation") else (1, 1),
+        groups=conv.groups if conv.HasField("groups") else 1,
+        bias=conv.bias if conv.HasField("bias") else True,
+        initializer=read_initializer(conv.initializer if conv.HasField("initializer") else None, reading),
+    )
+
+
+def _conv1d(message: Layer, reading: Reading) -> LayerRecord:
+    conv = message.conv1d
+    return Conv1dRecord(
+        filters=conv.filters,
+        kernel=conv.kernel,
+        stride=conv.stride if conv.HasField("stride") else 1,
+        padding=_padding(conv.padding if conv.HasField("padding") else None, reading),
+        dilation=conv.dilation if conv.HasField("dilation") else 1,
+        groups=conv.groups if conv.HasField("groups") else 1,
+        bias=conv.bias if conv.HasField("bias") else True,
+        initializer=read_initializer(conv.initializer if conv.HasField("initializer") else None, reading),
+    )
+
+
+def _max_pool(message: Layer, reading: Reading) -> LayerRecord:
+    pool = message.max_pool
+    window = _size(pool.window)
+    stride = _size(pool.stride) if pool.HasField("stride") else window
+    return MaxPoolRecord(window, stride, _padding(pool.padding if pool.HasField("padding") else None, reading))
+
+
+def _average_pool(message: Layer, reading: Reading) -> LayerRecord:
+    pool = message.average_pool
+    window = _size(pool.window)
+    stride = _size(pool.stride) if pool.HasField("stride") else window
+    return AveragePoolRecord(window, stride, _padding(pool.padding if pool.HasField("padding") else None, reading))
+
+
+def _global_pool(message: Layer, reading: Reading) -> LayerRecord:
+    return GlobalMaxRecord() if message.global_pool.reduction == GlobalPool.MAX else GlobalMeanRecord()
+
+
+READERS: dict[str, LayerReader] = {
+    "conv2d": _conv2d,
+    "conv1d": _conv1d,
+    "max_pool": _max_pool,
+    "average_pool": _average_pool,
+    "global_pool": _global_pool,
+}

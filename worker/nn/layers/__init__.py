@@ -7,15 +7,18 @@ from typing import Any
 
 from worker.nn.layers.attention import Attention
 from worker.nn.layers.batch_norm import BatchNorm
+from worker.nn.layers.convolution import Convolution
 from worker.nn.layers.dense import Dense
 from worker.nn.layers.dropout import Dropout
 from worker.nn.layers.embedding import Embedding
 from worker.nn.layers.flatten import Flatten
 from worker.nn.layers.gelu import Gelu
+from worker.nn.layers.global_pool import GlobalMax, GlobalMean
 from worker.nn.layers.gru import Gru
 from worker.nn.layers.layer import Layer, Layout, Memory, Setting
 from worker.nn.layers.layer_norm import LayerNorm
 from worker.nn.layers.lstm import Lstm
+from worker.nn.layers.pooling import AveragePool, MaxPool
 from worker.nn.layers.positions import Positions
 from worker.nn.layers.positionwise_dense import PositionwiseDense
 from worker.nn.layers.rectifiers import Elu, LeakyRelu
@@ -26,17 +29,23 @@ from worker.nn.layers.sigmoids import Sigmoid, Silu, Softplus, Tanh
 from worker.nn.layers.softmax import Softmax
 from worker.specs import (
     AttentionRecord,
+    AveragePoolRecord,
     BatchNormRecord,
+    Conv1dRecord,
+    Conv2dRecord,
     DenseRecord,
     DropoutRecord,
     EluRecord,
     EmbeddingRecord,
     FlattenRecord,
     GeluRecord,
+    GlobalMaxRecord,
+    GlobalMeanRecord,
     GruRecord,
     LayerNormRecord,
     LeakyReluRecord,
     LstmRecord,
+    MaxPoolRecord,
     PositionsRecord,
     ReluRecord,
     ReshapeRecord,
@@ -71,6 +80,12 @@ LAYERS: dict[type[Any], Callable[[tuple[int, ...]], type[Layer]]] = {
     BatchNormRecord: lambda row: BatchNorm,
     LayerNormRecord: lambda row: LayerNorm,
     RmsNormRecord: lambda row: RmsNorm,
+    Conv2dRecord: lambda row: Convolution,
+    Conv1dRecord: lambda row: Convolution,
+    MaxPoolRecord: lambda row: MaxPool,
+    AveragePoolRecord: lambda row: AveragePool,
+    GlobalMeanRecord: lambda row: GlobalMean,
+    GlobalMaxRecord: lambda row: GlobalMax,
 }
 
 

@@ -1,0 +1,199 @@
+"""What convolutions and pooling read: windows of an image, gathered into columns or taken tap by tap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+
+from worker.nn.parameters import Array
+from worker.nn.shapes.convolution import Windows
+
+# Numbers that are worked on at a time: with what they become they stay in the L2 cache.
+GATHERED = 1 << 17
+TILE = 1 << 16
+
+
+def chunks(count: int, most: int) -> Iterator[tuple[int, int]]:
+    """[first, last) of as few and as equal parts as `most` allows, which may be below 1."""
+    parts = -(-count // max(1, most))
+    size = -(-count // parts)
+    return ((first, min(first + size, count)) for first in range(0, count, size))
+
+
+@final
+@dataclass(slots=True)
+class Block:
+    """Windows [first, last) of one row of windows, for some shards: how their columns are gathered, and the columns.
+
+    `columns` is (s, G, w, K, R), K being (taps along the width, taps along the height, channels of a group). `moves` are what
+    is written, (s, G, w, taps down, C, R), and the shards, rows and columns of x that it is.
+    """
+
+    shards: slice
+    row: int
+    first: int
+    last: int
+    columns: Array
+    moves: list[tuple[Array, tuple[slice, slice, slice]]] = field(default_factory=list)
+    borders: list[Array] = field(default_factory=list)
+
+
+@final
+class Gather:
+    """The columns of all windows of x (S, H, W, G, C, R), block by block, in one scratch array that stays in the cache.
+
+    Where the taps of a row of windows are neighbours, the rows of the image that they read are copied once, (s, G, W', taps
+    down, C, R), and the columns of neighbouring windows overlap in it. Otherwise every tap is copied. Where x holds the
+    columns as they are, nothing is copied. How a row is cut depends on one shard's shape alone; `beside` is what else is
+    worked on for one shard at a time. `scratch` makes the array. The x of a pass may be another than that of the constructor,
+    of the same shape and strides.
+    """
+
+    def __init__(
+        self, x: Array, down: Windows, across: Windows, scratch: Callable[[tuple[int, ...]], Array], beside: int = 0
+    ) -> None:
+        self.x, self.down, self.across = x, down, across
+        shards, _, _, self.groups, self.channels, self.rows = x.shape
+        self.zero = np.zeros((), x.dtype)
+        span = (across.count - 1) * across.stride + (across.taps - 1) * across.dilation + 1
+        self.apart = across.count * across.taps <= span or across.dilation > 1 < across.taps
+        self.in_place = self._in_place()
+        per_window = self.groups * down.taps * self.channels * self.rows * (across.taps if self.apart else across.stride)
+        parts = list(chunks(across.count, GATHERED // per_window))
+        widest = parts[0][1] - parts[0][0]
+        stacks = list(chunks(shards, GATHERED // max(per_window * widest, beside)))
+        # The largest block's shards and windows.
+        self.shards, self.widest = stacks[0][1] - stacks[0][0], widest
+        if self.in_place:
+            self.scratch = x
+        elif self.apart:
+            self.scratch = scratch((self.shards, self.groups, widest, across.taps, down.taps, self.channels, self.rows))
+        else:
+            reach = (widest - 1) * across.stride + across.taps
+            self.scratch = scratch((self.shards, self.groups, reach, down.taps, self.channels, self.rows))
+        self.blocks = [
+            self._block(slice(*stack), row, first, last)
+            for stack in stacks
+            for row in range(down.count)
+            for first, last in parts
+        ]
+
+    def fill(self, block: Block, x: Array) -> Array:
+        """The columns of a block of x; they last until the next is filled."""
+        if self.in_place:
+            return block.columns if x is self.x else self._columns_of(x, block.shards, block.row, block.first, block.last)
+        for border in block.borders:
+            np.copyto(border, self.zero)
+        for to, place in block.moves:
+            np.copyto(to, x[place].transpose(0, 3, 2, 1, 4, 5))
+        return block.columns
+
+    def _in_place(self) -> bool:
+        down, across = self.down, self.across
+        whole = across.before <= 0 and across.place(across.count - 1, across.taps - 1) < across.size
+        whole = whole and down.before <= 0 and down.place(down.count - 1, down.taps - 1) < down.size
+        neighbours = across.taps == 1 or (across.dilation == 1 and self.groups == 1)
+        return whole and neighbours and down.taps == 1 and self.x.flags.c_contiguous
+
+    def _block(self, shards: slice, row: int, first: int, last: int) -> Block:
+        if self.in_place:
+            return Block(shards, row, first, last, self._columns_of(self.x, shards, row, first, last))
+        own = self.scratch[: shards.stop - shards.start]
+        top, bottom = self.down.taps_inside(row)
+        if self.apart:
+            columns = own[:, :, : last - first].reshape(len(own), self.groups, last - first, -1, self.rows)
+            block = Block(shards, row, first, last, columns)
+            self._move_taps(block, own, top, bottom)
+        else:
+            block = Block(shards, row, first, last, self._overlapping(own, last - first))
+            self._move_rows(block, own, top, bottom)
+        block.borders = [border for border in block.borders if border.size]
+        return block
+
+    def _columns_of(self, x: Array, shards: slice, row: int, first: int, last: int) -> Array:
+        """The columns where they lie."""
+        line = x[shards, self.down.place(row, 0), self.across.place(first, 0) :]
+        return self._overlapping(line.transpose(0, 2, 1, 3, 4), last - first)
+
+    def _overlapping(self, line: Array, count: int) -> Array:
+        """Columns of windows that begin `stride` apart, in (s, G, W', ..., C, R)."""
+        down, across = self.down, self.across
+        shape = (*line.shape[:2], count, across.taps * down.taps * self.channels, self.rows)
+        strides = (*line.strides[:2], line.strides[2] * across.stride, *line.strides[-2:])
+        return np.lib.stride_tricks.as_strided(line, shape, strides)
+
+    def _lines(self, block: Block, top: int, bottom: int) -> slice:
+        """The rows of the image that the taps [top, bottom) of a row of windows read."""
+        start, step = self.down.place(block.row, top), self.down.dilation
+        return slice(start, start + (bottom - top - 1) * step + 1, step)
+
+    def _move_rows(self, block: Block, own: Array, top: int, bottom: int) -> None:
+        across, place = self.across, self.across.place(block.first, 0)
+        reach = (block.last - block.first - 1) * across.stride + across.taps
+        left = min(max(0, -place), reach)
+        right = max(left, min(reach, across.size - place))
+        block.borders += [own[:, :, :reach, :top], own[:, :, :reach, bottom:]]
+        block.borders += [own[:, :, :left, top:bottom], own[:, :, right:reach, top:bottom]]
+        if top < bottom and left < right:
+            source = block.shards, self._lines(block, top, bottom), slice(place + left, place + right)
+            block.moves.append((own[:, :, left:right, top:bottom], source))
+
+    def _move_taps(self, block: Block, own: Array, top: int, bottom: int) -> None:
+        count = block.last - block.first
+        block.borders += [own[:, :, :count, :, :top], own[:, :, :count, :, bottom:]]
+        for tap in range(self.across.taps):
+            first, last = self.across.windows_inside(tap, block.first, block.last)
+            left, right = first - block.first, last - block.first
+            block.borders += [own[:, :, :left, tap, top:bottom], own[:, :, right:count, tap, top:bottom]]
+            if top < bottom and left < right:
+                source = block.shards, self._lines(block, top, bottom), self.across.positions(tap, first, last)
+                block.moves.append((own[:, :, left:right, tap, top:bottom], source))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """One tap of a tile's windows: those windows of the tile of which it lies inside the image, and where it lies there."""
+
+    number: tuple[int, int]
+    windows: tuple[slice, slice]
+    places: tuple[slice, slice]
+    whole: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Windows that are worked on together, and their taps in C order; a tap that lies outside for all of them is left out."""
+
+    shards: slice
+    windows: tuple[slice, slice]
+    taps: list[Tap]
+
+
+def tiles(shards: int, down: Windows, across: Windows, numbers: int) -> Iterator[Tile]:
+    """All windows in tiles of about `TILE` numbers, of which a window has `numbers`; the cuts depend on one shard alone."""
+    width = list(chunks(across.count, TILE // numbers))
+    height = list(chunks(down.count, TILE // (numbers * (width[0][1] - width[0][0]))))
+    one = numbers * (width[0][1] - width[0][0]) * (height[0][1] - height[0][0])
+    for stack in chunks(shards, TILE // one):
+        for rows in height:
+            for columns in width:
+                windows = slice(*rows), slice(*columns)
+                yield Tile(slice(*stack), windows, _taps(down, across, rows, columns))
+
+
+def _taps(down: Windows, across: Windows, rows: tuple[int, int], columns: tuple[int, int]) -> list[Tap]:
+    found = []
+    for i in range(down.taps):
+        top, bottom = down.windows_inside(i, *rows)
+        for j in range(across.taps):
+            left, right = across.windows_inside(j, *columns)
+            if top < bottom and left < right:
+                windows = slice(top - rows[0], bottom - rows[0]), slice(left - columns[0], right - columns[0])
+                places = down.positions(i, top, bottom), across.positions(j, left, right)
+                found.append(Tap((i, j), windows, places, (top, bottom) == rows and (left, right) == columns))
+    return found
