@@ -86,6 +86,9 @@ CHECKPOINT_APART_S = 10.0
 # Checkpoints that are kept when the spec does not say, and damaged ones that are kept for a look.
 CHECKPOINTS_KEPT = 3
 BAD_CHECKPOINTS_KEPT = 3
+
+# Classes whose metrics are sent to people; a manifest has the counts of all.
+CLASSES_REPORTED = 1000
 # A dataset's description, dataset.json.
 DATASET_JSON_BYTES = 16 * MIB
 

@@ -103,11 +103,11 @@ class Members:
             )
         return replies
 
-    def evaluate(self) -> list[worker_pb2.BlockSums]:
-        """Sums over all blocks of validation rows, at the last step."""
+    def evaluate(self) -> list[worker_pb2.EvaluateReply]:
+        """Sums over all blocks of validation rows, at the last step, and counts."""
         request = _Request(evaluate=worker_pb2.EvaluateRequest(step=self._step))
         replies = self._ask("evaluating", request, "evaluate", limits.EVALUATE_S)
-        return [part for reply in replies for part in reply.evaluate.sums]
+        return [reply.evaluate for reply in replies]
 
     def state(self) -> list[Parts]:
         """The ranges of the state that each worker answers for, copied."""

@@ -6,6 +6,7 @@ import math
 from typing import final
 
 from coordinator.evaluation import Evaluation
+from coordinator.metric_messages import metrics_message
 from coordinator.sharding import Rows
 from coordinator.stretches import Stretch
 from lockstep.contract.manifest import Manifest
@@ -45,7 +46,12 @@ class Standing:
         if manifest.best_validation_loss is not None and manifest.best_step is not None:
             self.best = (manifest.best_validation_loss, manifest.best_step)
         if manifest.validation_loss is not None:
-            self.evaluation = Evaluation(manifest.validation_loss, manifest.validation_accuracy)
+            self.evaluation = Evaluation(
+                manifest.validation_loss,
+                manifest.validation_accuracy,
+                manifest.validation_metrics,
+                manifest.validation_classes,
+            )
             self._evaluated_step = manifest.step
 
     def evaluated(self, evaluation: Evaluation) -> None:
@@ -54,12 +60,10 @@ class Standing:
         if not math.isnan(evaluation.loss) and (self.best is None or evaluation.loss < self.best[0]):
             self.best = (evaluation.loss, self.step)
 
-    def values(self) -> dict[str, float | None]:
-        """What a manifest of this step says about it: loss, and the evaluation if it is of this very step."""
-        values: dict[str, float | None] = {"loss": self.loss}
-        if self.evaluation is not None and self._evaluated_step == self.step:
-            values |= {"validation_loss": self.evaluation.loss, "validation_accuracy": self.evaluation.accuracy}
-        return values
+    @property
+    def evaluation_here(self) -> Evaluation | None:
+        """The evaluation of this very step, for its manifest."""
+        return self.evaluation if self._evaluated_step == self.step else None
 
     def message(self, stretch: Stretch, seconds: float) -> job.Progress:
         """For people; the stretch took `seconds`, meetings included."""
@@ -81,4 +85,5 @@ class Standing:
             progress.validation_loss = self.evaluation.loss
             if self.evaluation.accuracy is not None:
                 progress.validation_accuracy = self.evaluation.accuracy
+            progress.validation_metrics.CopyFrom(metrics_message(self.evaluation.metrics))
         return progress

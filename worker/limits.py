@@ -11,6 +11,9 @@ MAX_ACTIVATION = 2**28
 # Most buffer layouts (stack shapes with their subtrees) that a model keeps; the oldest is dropped.
 MAX_PASSES = 8
 
+# Numbers to predict per row up to which R2 is computed: it takes three sums for each of them.
+MAX_R2_OUTPUTS = 1024
+
 # Rows of a dataset that one draw of the order or the split may cover.
 MAX_ROWS = 2**32
 

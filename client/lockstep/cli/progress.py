@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, final
 
+from lockstep.cli.metric_words import HEADLINES, metric_words
 from lockstep.cli.output import duration, number, percent, printable, result
 from lockstep.v1 import training_job_pb2
 
@@ -69,8 +70,12 @@ def event_words(event: training_job_pb2.JobEvent) -> str:
         values = {point.name: point.value for point in event.points.points}
         if "validation_loss" in values:
             accuracy = values.get("validation_accuracy")
-            words = f", validation accuracy {percent(accuracy)}" if accuracy is not None else ""
-            return f"step {event.points.step:,}: validation loss {number(values['validation_loss'])}{words}"
+            words = [f"validation loss {number(values['validation_loss'])}"]
+            if accuracy is not None:
+                words.append(f"validation accuracy {percent(accuracy)}")
+            named = ((name, f"validation_{name}") for name in HEADLINES)
+            words += [metric_words(name, values[point]) for name, point in named if point in values]
+            return f"step {event.points.step:,}: {', '.join(words)}"
     return ""
 
 
