@@ -22,6 +22,9 @@ from worker.data.limits import (
 )
 from worker.data.npz_archive import Member, NpzArchive
 
+# Every whole number up to here is a float32.
+EXACT_IN_FLOAT32 = 1 << 24
+
 AS_NUMBERS = "or store the array as floats if these are numbers to predict"
 
 
@@ -92,8 +95,10 @@ def _check_shapes(x: Member, y: Member, faults: Faults) -> None:
 
 def _write_inputs(archive: NpzArchive, x: Member, writer: DatasetWriter, faults: Faults) -> list[str]:
     columns = math.prod(x.shape[1:])
-    survey, file, row = ValueSurvey(columns), writer.inputs(x.shape[1:]), 0
+    survey, file, row, furthest = ValueSurvey(columns), writer.inputs(x.shape[1:]), 0, 0
     for block in archive.blocks(x, writer.scratch):
+        if x.dtype.kind in "iu":
+            furthest = max(furthest, int(block.max()), -int(block.min()))
         values = survey.cast(block.reshape(len(block), columns), row)
         file.append(values.reshape(len(block), *x.shape[1:]))
         row += len(block)
@@ -102,7 +107,11 @@ def _write_inputs(archive: NpzArchive, x: Member, writer: DatasetWriter, faults:
         return ", ".join(str(int(index)) for index in np.unravel_index(column, x.shape[1:]))
 
     survey.report(faults, lambda column: f"array {x.name}, column {name(column)}")
-    return survey.warnings(row, lambda column: name(column) if len(x.shape) == 2 else f"({name(column)})")
+    warnings = survey.warnings(row, lambda column: name(column) if len(x.shape) == 2 else f"({name(column)})")
+    if furthest > EXACT_IN_FLOAT32:
+        text = f"whole numbers up to {furthest} are kept as float32, which holds those up to {EXACT_IN_FLOAT32} exactly"
+        warnings.append(f"array {x.name}: {text}")
+    return warnings
 
 
 def _write_labels(archive: NpzArchive, y: Member, writer: DatasetWriter, faults: Faults) -> tuple[Target, list[str]]:
