@@ -264,6 +264,9 @@ def test_datasets(lockstep: Lockstep, server: FakeServer, tmp_path: Path) -> Non
     assert [line.split()[0] for line in lockstep("dataset", "list").out.splitlines()] == ["DATASET", "iris-2", "iris"]
     assert len(lockstep("dataset", "list", "--json").objects()) == 2
     assert lockstep("dataset", "show", "iris").out.startswith("datasets/iris  READY\n")
+    classes = server.datasets["datasets/iris"].schema.classes
+    classes.positions, classes.no_label = 128, -100
+    assert "2 classes at each of 128 positions (-100 where there is none)" in lockstep("dataset", "show", "iris").out
     assert lockstep("dataset", "delete", "iris") == (0, "", "deleted datasets/iris\n")
     done = lockstep("dataset", "push", "Iris 2.csv", "iris")
     assert done.code == 2

@@ -257,6 +257,11 @@ def test_a_label_that_cannot_be_is_refused_before_it_is_counted() -> None:
     assert not counts.support.any()
 
 
+def test_predictions_of_positions_are_as_many_as_rows_and_positions() -> None:
+    x = draw(300, 4, 3)
+    assert np.array_equal(outputs_model(SOFTMAX, (4, 3)).predict(x), x)
+
+
 def test_a_perplexity_beyond_all_numbers_has_no_value() -> None:
     assert exp(0.0) == 1 and exp(709.0) == pytest.approx(math.exp(709)) and exp(710.0) is None
 
