@@ -83,6 +83,16 @@ async def test_a_csv_through_the_real_reader(tmp_path: Path) -> None:
         assert folders(tmp_path / "data") == {made.digest}
 
 
+async def test_labels_at_positions_are_part_of_the_schema(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, x=np.arange(12).reshape(4, 3), y=np.array([[0, 1, -100], [4, -100, 1], [1, 1, 1], [0, 0, 0]]))
+    async with running(tmp_path / "data", dataset=False) as api:
+        made = await push(api, buffer.getvalue(), header(buffer.getvalue(), "texts", npz=pb.NpzFormat()))
+        classes = made.schema.classes
+        assert (classes.count, list(classes.rows), classes.positions, classes.no_label) == (5, [4, 5, 0, 0, 1], 3, -100)
+        assert list(made.warnings) == ["array y: 2 of the labels 0 to 4 stand at no position"]
+
+
 async def test_versions_by_digest(empty: Running) -> None:
     first = await push(empty, b"one")
     second = await push(empty, b"two")

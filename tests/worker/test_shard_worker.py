@@ -125,9 +125,9 @@ def test_evaluation_is_the_same_for_any_number_of_workers(five: Workers, files: 
         known = {(part.first_block, part.end_block): (part.loss_sum, part.denominator, part.correct) for part in sums}
         by_class = [reply.classes for reply in replies if reply.classes.support]
         counts = [tuple(map(sum, zip(*(getattr(one, name) for one in by_class), strict=True))) for name in COUNTS]
-        found.add((whole(known), *counts))
+        found.add((whole(known), tuple(counts)))
     assert len(found) == 1
-    result, *(support, predicted, right) = found.pop()
+    result, (support, predicted, right) = found.pop()
     assert result is not None
     loss_sum, denominator, correct = result
     assert denominator == sum(support) == sum(predicted) == 903 and 0 < correct == sum(right) <= 903 and loss_sum > 0

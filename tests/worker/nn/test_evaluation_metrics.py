@@ -198,6 +198,7 @@ def test_bins_rise_with_scores_and_hold_what_is_near() -> None:
 def test_both_losses_of_two_classes_give_the_same_ranking() -> None:
     x, y = draw(900, 2), np.random.default_rng(1).integers(0, 2, 900)
     x[np.arange(900), y] += 0.5
+    x[0] = 1  # neither is larger: class 0
     softmax = evaluate(outputs_model(SOFTMAX, (2,)), x, y)
     scores = x[:, 1] - x[:, 0]
     binary = evaluate(outputs_model(BinaryCrossEntropyRecord(), (1,)), np.ascontiguousarray(scores[:, None]), y)
