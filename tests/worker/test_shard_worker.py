@@ -207,7 +207,7 @@ def test_a_lost_worker_is_named_within_the_deadline_and_the_survivors_go_on(
         workers.form(files, run, floor_s=2.0)
         workers.restore()
         for rank in range(3):
-            workers.send(rank, stretch=pb.StretchRequest(first_step=1, last_step=10_000_000))
+            workers.send(rank, stretch=pb.StretchRequest(first_step=1, last_step=10_000_000, rate_factor=1))
         lost = workers.endpoints[victim]
         wait_for_steps(lost.pid, lost.segment_fd, 200)
         os.kill(lost.pid, sign)
@@ -275,7 +275,7 @@ def test_groups_that_follow_each_other_leave_nothing(files: Path, digest: str) -
         prepared = ask(prepare=request).prepare
         ask(connect=pb.PeersRequest(peers=[prepared]))
         ask(restore=pb.RestoreRequest())
-        ask(stretch=pb.StretchRequest(first_step=1, last_step=20))
+        ask(stretch=pb.StretchRequest(first_step=1, last_step=20, rate_factor=1))
         seen.append(left())
     assert len(set(seen)) == 1 and seen[0][1] == 1
     worker.close()
