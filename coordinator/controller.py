@@ -52,15 +52,11 @@ class Controller:
 
     @classmethod
     def restored(cls, schedule: ScheduleRecord, manifest: Manifest) -> Controller:
-        """The controller as it stood at a checkpoint. Manifests from before there was one bear the rest of it."""
+        """The controller as it stood at a checkpoint. Manifests from before there was one say what was seen."""
         best = None
         if manifest.best_validation_loss is not None and manifest.best_step is not None:
             best = (manifest.best_validation_loss, manifest.best_step)
-        kept = manifest.controller or {"seen_step": manifest.step if manifest.validation_loss is not None else 0}
-        return cls(
-            schedule,
-            kept["seen_step"],
-            best,
-            kept.get("without_improvement", 0),
-            kept.get("rate_factor", 1.0),
-        )
+        kept = manifest.controller
+        if not kept:
+            return cls(schedule, manifest.step if manifest.validation_loss is not None else 0, best)
+        return cls(schedule, kept["seen_step"], best, kept["without_improvement"], kept["rate_factor"])

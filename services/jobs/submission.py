@@ -118,8 +118,8 @@ def _idle_plateau(spec: JobSpec, plan: Plan) -> list[str]:
     if counted >= schedule.plateau.patience:
         return []
     return [
-        f"optimizer.schedule.plateau will not act: its patience is {schedule.plateau.patience}, and {counted} evaluations count "
-        "before the last step; lower patience or evaluation.every_steps, or train longer"
+        f"optimizer.schedule.plateau will not act: its patience is {schedule.plateau.patience}, and {counted} evaluations "
+        "count before the last step; lower patience or evaluation.every_steps, or train longer"
     ]
 
 

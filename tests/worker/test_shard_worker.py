@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import time
@@ -104,8 +105,10 @@ def test_paths_decay_and_a_schedule_give_the_same_bits_on_any_number_of_workers(
         five.form(files, run, nodes)
         five.restore()
         first = five.stretch(1, 11)[0].losses[0].loss
-        last = five.stretch(12, 40)[0].losses[-1].loss
+        end = five.stretch(12, 40, rate_factor=0.3)[0].losses[-1]
+        last = end.loss
         assert last < first
+        assert end.learning_rate == 0.01 * ((1 + math.cos(math.pi * (34 / (run.plan.total_steps - 5)))) / 2) * 0.3
         hashes.add(weights_hash(run, INPUTS, five.state(40)))
         losses.add(last)
     assert len(hashes) == len(losses) == 1
