@@ -68,8 +68,8 @@ class _Walk:
         outcome = RULES[type(record)](record, shape, refusals)
         if isinstance(record, AttentionRecord) and record.padding_index is not None and self._input != shape[:1]:
             remedy = (
-                f"padding is looked for in the network's input; it has rows of shape {self._input}, and not an index for each of "
-                f"{shape[0]} positions: leave the field out"
+                f"padding is looked for in the network's input; it has rows of shape {self._input}, and not an index for each "
+                f"of {shape[0]} positions: leave the field out"
             )
             refusals.field("padding_index", record.padding_index, remedy)
         layer = LayerShapes(record, name, place, number, shape, outcome.output, outcome.tensors)
