@@ -15,6 +15,7 @@ from tests.worker.collective.memory_links import MemoryNetwork
 from worker.collective.barrier import Barrier
 from worker.collective.layout import ExchangeLayout, block_borders
 from worker.collective.links import Links
+from worker.collective.norms import Norms
 from worker.collective.peers import Deadlines
 from worker.collective.plan import NodeMemory, StepSums
 from worker.collective.reduce import Reduction, Update
@@ -29,22 +30,46 @@ def threads_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_yield", lambda: time.sleep(1e-5))
 
 
-class Descent:
-    """w -= rate * g, with the gradients that came kept in a state vector."""
+class OnePass:
+    """Of an update that needs no norms."""
 
     cuts: Sequence[int] = ()
+    norms: Norms | None = None
 
-    def apply(self, first: int, parameters: F32, gradient: F32, state: Sequence[F32], step: int, learning_rate: float) -> None:
+    def begin(self, number: int) -> None:
+        raise AssertionError(f"there is no pass {number}")
+
+
+class Descent(OnePass):
+    """w -= rate * g, with the gradients that came kept in a state vector."""
+
+    def apply(
+        self,
+        first: int,
+        parameters: F32,
+        gradient: F32,
+        state: Sequence[F32],
+        step: int,
+        learning_rate: float,
+        number: int = 0,
+    ) -> None:
         np.add(state[0], gradient, out=state[0])
         np.subtract(parameters, np.float32(learning_rate) * gradient, out=parameters)
 
 
-class Keep:
+class Keep(OnePass):
     """Keeps the gradient as it came."""
 
-    cuts: Sequence[int] = ()
-
-    def apply(self, first: int, parameters: F32, gradient: F32, state: Sequence[F32], step: int, learning_rate: float) -> None:
+    def apply(
+        self,
+        first: int,
+        parameters: F32,
+        gradient: F32,
+        state: Sequence[F32],
+        step: int,
+        learning_rate: float,
+        number: int = 0,
+    ) -> None:
         np.copyto(state[0], gradient)
 
 
