@@ -16,6 +16,7 @@ from worker.specs import (
     AdagradRecord,
     AdamRecord,
     AdamWRecord,
+    ClippingRecord,
     Architecture,
     BinaryCrossEntropyRecord,
     ConstantSchedule,
@@ -27,6 +28,7 @@ from worker.specs import (
     InitializerRecord,
     MeanAbsoluteErrorRecord,
     MeanSquaredErrorRecord,
+    LambRecord,
     MomentumRecord,
     NesterovRecord,
     OneCycleSchedule,
@@ -40,6 +42,7 @@ from worker.specs import (
     SoftmaxCrossEntropyRecord,
     StepSchedule,
     architecture,
+    clipping_record,
     loss_record,
     optimizer_record,
     penalty_record,
@@ -183,6 +186,8 @@ def test_optimizers_and_defaults() -> None:
     assert optimizer_record(optimizer(adam={"learning_rate": 0.1})) == AdamRecord(0.1, 0.9, 0.999, 1e-8, ConstantSchedule())
     adamw = optimizer_record(optimizer(adamw={"learning_rate": 0.1}))
     assert adamw == AdamWRecord(0.1, 0.9, 0.999, 1e-8, 0.01, ConstantSchedule())
+    lamb = optimizer_record(optimizer(lamb={"learning_rate": 0.1}))
+    assert lamb == LambRecord(0.1, 0.9, 0.999, 1e-6, 0.01, ConstantSchedule())
     given = optimizer(momentum={"learning_rate": 0.1, "momentum": 0.0}, schedule={"constant": {}})
     assert optimizer_record(given) == MomentumRecord(0.1, 0.0, ConstantSchedule())
 
@@ -200,14 +205,27 @@ def test_schedules_and_their_defaults() -> None:
 
 
 def test_optimizers_that_are_not_built() -> None:
-    given = optimizer(lamb={"learning_rate": 0.1}, schedule={"plateau": {}}, clipping={"value": 1.0})
+    given = optimizer(sgd={"learning_rate": 0.1}, schedule={"plateau": {}})
     with pytest.raises(UserError) as raised:
         optimizer_record(given)
-    assert violations(raised) == [
-        ("optimizer.schedule.plateau", "SCHEDULE_NOT_BUILT"),
-        ("optimizer.clipping", "OPTION_NOT_BUILT"),
-        ("optimizer.lamb", "OPTIMIZER_NOT_BUILT"),
-    ]
+    assert violations(raised) == [("optimizer.schedule.plateau", "SCHEDULE_NOT_BUILT")]
+
+
+def test_bounds_on_the_gradient() -> None:
+    def bounds(**fields: Any) -> ClippingRecord:
+        given = optimizer(lamb={"learning_rate": 0.1}, clipping=fields)
+        optimizer_record(given)
+        return clipping_record(given)
+
+    assert bounds(value=0.5) == ClippingRecord(value=0.5)
+    assert bounds(global_norm=2) == ClippingRecord(global_norm=2.0)
+    assert clipping_record(optimizer(sgd={"learning_rate": 1})) == ClippingRecord()
+    for name in ("value", "global_norm"):
+        for wrong in (0.0, -1.0, "Infinity", "NaN"):
+            with pytest.raises(UserError, match=rf"optimizer\.clipping\.{name}: got .*; it must be above 0 and finite"):
+                bounds(**{name: wrong})
+    with pytest.raises(UserError, match=r"optimizer\.clipping: exactly one bound must be given: global_norm, value"):
+        bounds()
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, float("nan"), float("inf")])
