@@ -124,8 +124,7 @@ class Assignment:
             reports={rank: segment.report for rank, segment in segments.items()},
             state=tuple(self._segment.floats(at, end - first) for at in self._segment_layout.state),
             norms=tuple(
-                segments[leader].doubles(at, shape)
-                for at, shape in zip(layouts[leader].norms, self._norm_shapes, strict=True)
+                segments[leader].doubles(at, shape) for at, shape in zip(layouts[leader].norms, self._norm_shapes, strict=True)
             ),
         )
         self._barrier = Barrier(self.rank, nodes, segments, {rank: peers[rank].pid for rank in members})

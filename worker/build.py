@@ -34,6 +34,4 @@ def build_model(
 
 def build_update(spec: JobSpec, layout: ParameterLayout) -> Update:
     """What a step of a resolved spec does to the parameters, given their layout."""
-    return Update(
-        optimizer_record(spec.optimizer), penalty_record(spec.loss), layout, clipping_record(spec.optimizer)
-    )
+    return Update(optimizer_record(spec.optimizer), penalty_record(spec.loss), layout, clipping_record(spec.optimizer))

@@ -2,8 +2,10 @@
 
 Each worker has posted a gradient sum per subtree. The owner of a chunk sums the subtrees' vectors in tree order, divides once
 by the denominator and applies the optimizer, block by block while the block is in cache. The parameters lie in memory that a
-node shares, so that the all-gather is a barrier; other nodes get the updated chunks over their links. An update that needs norms
-of the whole vector is several passes over the chunk, with the same kind of all-gather of the blocks' sums between them.
+node shares, so that the all-gather is a barrier; other nodes get the updated chunks over their links.
+
+An update that needs norms of the whole vector is several passes over the chunk; between them the blocks' sums of squares are
+gathered in the same way.
 """
 
 from __future__ import annotations
@@ -52,8 +54,8 @@ class Update(Protocol):
         learning_rate: float,
         number: int = 0,
     ) -> None:
-        """Pass `number` of a step on the block that begins at `first`; the gradient is the mean, and may be overwritten: it stays
-        as it is left until the last pass."""
+        """Pass `number` of a step on the block that begins at `first`. The gradient is the mean, and may be overwritten; what a
+        pass leaves there the next one gets."""
         ...
 
 

@@ -40,12 +40,15 @@ _HEADER_BYTES = mmap.PAGESIZE
 @final
 @dataclass(frozen=True, slots=True)
 class SegmentLayout:
-    """Where things lie in a segment, in bytes: header, parameters and norms (the node's leader only), gradients, optimizer state."""
+    """Where things lie in a segment, in bytes: header, parameters, gradients, optimizer state, norms.
+
+    Parameters and norms are in that of the node's leader only.
+    """
 
     parameters: int
-    norms: tuple[int, ...]
     gradients: int
     state: tuple[int, ...]
+    norms: tuple[int, ...]
     size: int
 
     @classmethod
@@ -65,7 +68,7 @@ class SegmentLayout:
         first = place(parameters)
         vectors = place(gradients[0] * gradients[1])
         states = tuple(place(state[1]) for _ in range(state[0]))
-        return cls(first, tuple(place(2 * count) for count in norms), vectors, states, at)
+        return cls(first, vectors, states, tuple(place(2 * count) for count in norms), at)
 
 
 @final

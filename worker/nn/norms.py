@@ -30,9 +30,7 @@ class Norms:
         self._offsets = [entry.offset for entry in learned]
         # Of each block: where it begins, and its floats.
         self._starts = [at for entry in learned for at in range(entry.offset, entry.offset + entry.size, NORM_BLOCK)]
-        self._floats = [
-            min(NORM_BLOCK, entry.size - at) for entry in learned for at in range(0, entry.size, NORM_BLOCK)
-        ]
+        self._floats = [min(NORM_BLOCK, entry.size - at) for entry in learned for at in range(0, entry.size, NORM_BLOCK)]
         self.blocks = len(self._starts)
         # Of each tensor, its blocks.
         self._ranges = [self.range_of(entry.offset, entry.offset + entry.size) for entry in learned]
@@ -48,7 +46,7 @@ class Norms:
         self._sums = sums
 
     def measure(self, number: int, row: int, first: int, vector: Array) -> None:
-        """Sums the squares of `vector`, which lies from `first` on, as vector `row` of a pass. Both its ends are blocks' ends."""
+        """Sums the squares of `vector`, which lies from `first` on, as vector `row` of a pass. No block crosses its ends."""
         sums = self._sums[number][row]
         for block in range(*self.range_of(first, first + len(vector))):
             at, floats = self._starts[block] - first, self._floats[block]

@@ -75,9 +75,9 @@ class Update:
         learning_rate: float,
         number: int = 0,
     ) -> None:
-        """Pass `number` of a step on the block that begins at `first`, at most BLOCK_FLOATS long; may overwrite the gradient."""
+        """Pass `number` of a step on the block from `first` on, at most BLOCK_FLOATS long; may overwrite the gradient."""
         if first >= self._learned:
-            return  # it has no gradient
+            return  # what is not learned has no gradient, and is no affair of the optimizer
         decays = first < self._decayed
         if number == 0:
             self._bound(parameters, gradient, decays)
@@ -106,10 +106,10 @@ class Update:
 
 
 def _run_starts(layout: ParameterLayout, alone: int) -> list[int]:
-    """Cuts between tensors such that no block ends within a norm's block: small neighbours together, large ones alone, and those
-    that begin before `alone`.
+    """Where runs of tensors begin: small neighbours together, large tensors and those before `alone` each by itself.
 
-    Within a run every block begins at a multiple of NORM_BLOCK of a large tensor, or the run is one block.
+    So no block ends within a block of a norm: a run is either one block, or a large tensor, whose blocks are whole multiples of
+    NORM_BLOCK.
     """
     starts = [0]
     for entry in layout.entries:
