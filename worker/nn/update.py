@@ -1,4 +1,4 @@
-"""The update of a step: penalties, clipping and the optimizer, on one block of the flat vector after the other."""
+"""The update of a step: penalties, clipping, the optimizer and running means, block by block of the flat vector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worker.nn.norms import Norms
 from worker.nn.optimizers import Lamb, build_optimizer
 from worker.nn.parameters import Array, aligned_zeros
 from worker.nn.penalties import add_penalties
-from worker.nn.shapes import BLOCK_FLOATS, ParameterLayout
+from worker.nn.shapes import BLOCK_FLOATS, ParameterLayout, Role
 from worker.specs import ClippingRecord, OptimizerRecord, PenaltyRecord
 
 
@@ -20,6 +20,7 @@ from worker.specs import ClippingRecord, OptimizerRecord, PenaltyRecord
 class Update:
     """What happens with a mean gradient: L1 and L2 terms, which biases do not get, then clipping, then the optimizer.
 
+    State tensors, from `learned` on, become running means of what stands in the place of their gradient: w keep + g (1 - keep).
     `cuts` are where blocks of the flat vector must be cut; `state_names` are the optimizer's vectors.
 
     Clipping by the global norm and LAMB's ratios need norms of the whole vector before a block can go on. Then an update is
@@ -34,7 +35,12 @@ class Update:
         self._optimizer = build_optimizer(record)
         self._lamb = self._optimizer if isinstance(self._optimizer, Lamb) else None
         self._penalty = penalty if penalty.l1 or penalty.l2 else None
-        self._decayed, self._learned = layout.decayed, layout.learned
+        self._decayed, self.learned = layout.decayed, layout.learned
+        self._keep, self._take = aligned_zeros((2, layout.size - layout.learned), np.float32)
+        for entry in layout.entries:
+            if entry.role is Role.STATE:
+                place = slice(entry.offset - layout.learned, entry.offset - layout.learned + entry.size)
+                self._keep[place], self._take[place] = entry.tensor.keep, 1 - entry.tensor.keep
         self._upper = np.array(clipping.value, np.float32) if clipping.value else None
         self._lower = np.array(-clipping.value, np.float32)
         self._max_norm, self._scale = clipping.global_norm, np.ones((), np.float32)
@@ -76,8 +82,10 @@ class Update:
         number: int = 0,
     ) -> None:
         """Pass `number` of a step on the block from `first` on, at most BLOCK_FLOATS long; may overwrite the gradient."""
-        if first >= self._learned:
-            return  # what is not learned has no gradient, and is no affair of the optimizer
+        if first >= self.learned:
+            if number == 0:
+                self._average(first - self.learned, parameters, gradient)
+            return
         decays = first < self._decayed
         if number == 0:
             self._bound(parameters, gradient, decays)
@@ -96,6 +104,12 @@ class Update:
         elif lamb:
             trust = self._trusts[norms.tensor_at(first)] if decays else 1.0
             lamb.move(parameters, gradient, learning_rate * trust)
+
+    def _average(self, at: int, running: Array, mean: Array) -> None:
+        place = slice(at, at + len(running))
+        np.multiply(running, self._keep[place], out=running)
+        np.multiply(mean, self._take[place], out=mean)
+        np.add(running, mean, out=running)
 
     def _bound(self, parameters: Array, gradient: Array, decays: bool) -> None:
         if self._penalty is not None and decays:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from tests.worker.nn.networks import dense_net
 from worker.nn.optimizers import build_optimizer
-from worker.nn.shapes import BLOCK_FLOATS, ParameterLayout, parameter_layout
+from worker.nn.shapes import BLOCK_FLOATS, ParameterLayout, Role, parameter_layout
 from worker.nn.update import Update
 from worker.specs import AdamRecord, ClippingRecord, ConstantSchedule, LambRecord, MomentumRecord, PenaltyRecord, SgdRecord
 
@@ -155,15 +156,21 @@ def test_cuts_at_borders_give_the_same_bits(clipping: ClippingRecord) -> None:
     assert len(found) == 1
 
 
-def test_what_is_not_learned_is_left_as_it_is() -> None:
-    last = LAYOUT.entries[-1].offset
-    layout = ParameterLayout(LAYOUT.size, LAYOUT.decayed, last, LAYOUT.entries)
-    for clipping in (ClippingRecord(), ClippingRecord(value=0.1), ClippingRecord(global_norm=0.1)):
-        w, before = drawn(1), drawn(1)
-        update = Update(LAMB, PENALTY, layout, clipping)
-        assert last in update.cuts
-        take_step(update, w, drawn(2), [np.zeros_like(w), np.zeros_like(w)], 1, 0.1)
-        assert w[last:].tobytes() == before[last:].tobytes() and (w[:4] != before[:4]).all()
+@pytest.mark.parametrize("clipping", [None, ClippingRecord(value=0.1), ClippingRecord(global_norm=0.1)])
+@pytest.mark.parametrize("record", [SGD, LAMB])
+def test_state_becomes_a_running_mean_once_a_step_and_is_never_clipped(
+    record: SgdRecord | LambRecord, clipping: ClippingRecord | None
+) -> None:
+    *learned, last = LAYOUT.entries
+    last = replace(last, tensor=replace(last.tensor, role=Role.STATE, keep=0.75))
+    layout = ParameterLayout(LAYOUT.size, LAYOUT.decayed, last.offset, (*learned, last))
+    w, g, vectors = drawn(1), drawn(2), [drawn(3), np.abs(drawn(4))][: len(record.state_names)]
+    want = 0.75 * w[last.offset :].astype(np.float64) + 0.25 * g[last.offset :]
+    before, kept = w.copy(), [vector[last.offset :].copy() for vector in vectors]
+    take_step(Update(record, PENALTY, layout, clipping), w, g, vectors, 1, 0.1)
+    np.testing.assert_allclose(w[last.offset :], want, rtol=1e-6, atol=1e-7)
+    assert (w[: learned[0].size] != before[: learned[0].size]).any()
+    assert all((vector[last.offset :] == old).all() for vector, old in zip(vectors, kept, strict=True))
 
 
 def test_no_array_is_allocated_after_the_first_step() -> None:
