@@ -34,6 +34,7 @@ from worker.specs import (
     OneCycleSchedule,
     ParallelRecord,
     PenaltyRecord,
+    PlateauSchedule,
     PolynomialSchedule,
     ReluRecord,
     ResidualRecord,
@@ -202,13 +203,8 @@ def test_schedules_and_their_defaults() -> None:
     assert schedule(cosine={}, warmup_steps=5) == CosineSchedule(0.0, 5)
     assert schedule(one_cycle={}) == OneCycleSchedule(0.3, 25, 10000)
     assert schedule(polynomial={}) == PolynomialSchedule(1)
-
-
-def test_optimizers_that_are_not_built() -> None:
-    given = optimizer(sgd={"learning_rate": 0.1}, schedule={"plateau": {}})
-    with pytest.raises(UserError) as raised:
-        optimizer_record(given)
-    assert violations(raised) == [("optimizer.schedule.plateau", "SCHEDULE_NOT_BUILT")]
+    assert schedule(plateau={}, warmup_steps=2) == PlateauSchedule(0.1, 5, 2)
+    assert schedule(plateau={"factor": 0.5, "patience": 1}) == PlateauSchedule(0.5, 1)
 
 
 def test_bounds_on_the_gradient() -> None:

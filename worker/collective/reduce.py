@@ -103,7 +103,7 @@ class Reduction:
         loss_sums: Sequence[float],
         denominators: Sequence[float],
     ) -> StepSums:
-        """Joins the step: a batch of `rows` rows in `filled` shards.
+        """Joins the step of a batch of `rows` rows in `filled` shards.
 
         The sums are per subtree of this worker; the vectors are in its memory.
         """

@@ -56,6 +56,7 @@ from worker.specs.schedules import (
     CosineSchedule,
     ExponentialSchedule,
     OneCycleSchedule,
+    PlateauSchedule,
     PolynomialSchedule,
     StepSchedule,
 )
@@ -102,6 +103,7 @@ __all__ = [
     "OptimizerRecord",
     "ParallelRecord",
     "PenaltyRecord",
+    "PlateauSchedule",
     "PolynomialSchedule",
     "PositionsRecord",
     "ReluRecord",

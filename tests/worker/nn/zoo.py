@@ -60,9 +60,11 @@ def _dense(units: int, **options: Any) -> Any:
     return {"dense": {"units": units, **options}}
 
 
-SAME, RELU, NORM = {"padding": {"same": {}}}, {"relu": {}}, {"batch_norm": {}}
+SAME: Any = {"padding": {"same": {}}}
+RELU: Any = {"relu": {}}
+NORM: Any = {"batch_norm": {}}
 TWO = {"height": 2, "width": 2}
-CLASSES = {"softmax_cross_entropy": {}}
+CLASSES: Any = {"softmax_cross_entropy": {}}
 
 ZOO: dict[str, Animal] = {
     "dense": Animal(
@@ -81,8 +83,18 @@ ZOO: dict[str, Animal] = {
     "error functions": Animal((5,), [_dense(8), {"gelu": {}}, _dense(8), {"gelu": {"form": "TANH"}}, _dense(3)], CLASSES),
     "letters": Animal(
         (12, 12, 1),
-        [_conv(4, 5), RELU, {"max_pool": {"window": TWO}}, _conv(5, 3, **SAME), RELU, {"average_pool": {"window": TWO}}]
-        + [{"flatten": {}}, _dense(11), {"tanh": {}}, _dense(3)],
+        [
+            _conv(4, 5),
+            RELU,
+            {"max_pool": {"window": TWO}},
+            _conv(5, 3, **SAME),
+            RELU,
+            {"average_pool": {"window": TWO}},
+            {"flatten": {}},
+            _dense(11),
+            {"tanh": {}},
+            _dense(3),
+        ],
         {"softmax_cross_entropy": {"label_smoothing": 0.1, "class_weights": [1, 2, 0.5]}},
     ),
     "residual images": Animal(
