@@ -90,8 +90,7 @@ class ModelFiles:
             validation_accuracy=evaluation.accuracy if evaluation else None,
             validation_metrics=evaluation.metrics if evaluation else {},
             validation_classes=evaluation.classes if evaluation else {},
-            best_validation_loss=at.best[0] if at.best else None,
-            best_step=at.best[1] if at.best else None,
+            **at.controller.recorded(),
             class_names=[str(name) for name in self._dataset["target"].get("classes", {}).get("names", [])],
             input_names=[str(name) for name in self._dataset.get("input_names", [])],
         )

@@ -22,7 +22,7 @@ from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
 from lockstep.v1.dataset_service_pb2 import NpzFormat, UploadHeader
 from lockstep.v1.model_pb2 import Dense, Embedding, Layer, ModelSpec
-from tests.coordinator.one_run import Wanted, kinds, run_once
+from tests.coordinator.one_run import Wanted, curve, kinds, run_once
 from tests.coordinator.small_job import make_order
 from worker.data.ingest import ingest
 from worker.state_transfer import TransferError
@@ -42,13 +42,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> agent.RunEnded:
 def folders(files: Path) -> list[Path]:
     """The checkpoints of the small job, by step."""
     return sorted((files / "checkpoints" / "small-0001").glob("*-*"), key=lambda path: int(path.name.partition("-")[0]))
-
-
-def curve(events: list[agent.RunEvent]) -> dict[tuple[int, str], float]:
-    """All points, each of which may come once."""
-    points = [(event.points.step, point.name, point.value) for event in events for point in event.points.points]
-    assert len({point[:2] for point in points}) == len(points)
-    return {(step, name): value for step, name, value in points}
 
 
 def without_checkpoints(result: job.Result) -> job.Result:
