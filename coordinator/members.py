@@ -106,7 +106,10 @@ class Members:
         return replies
 
     def evaluate(self, interrupted: Callable[[], bool]) -> list[worker_pb2.EvaluateReply]:
-        """Sums over all blocks of validation rows, and counts, at the last step. After an interruption the group can only be closed."""
+        """Sums over all blocks of validation rows, and counts, at the last step.
+
+        Once interrupted, the group can only be closed.
+        """
         request = _Request(evaluate=worker_pb2.EvaluateRequest(step=self._step))
         replies = self._ask("evaluating", request, "evaluate", limits.EVALUATE_S, interrupted)
         return [reply.evaluate for reply in replies]
