@@ -76,9 +76,10 @@ class GradientCheck:
     at least 6/7 of the error that it causes, wherever it lies. An element that is wrong by at most 2 k is skipped, for the
     difference says no more about it; any other counts.
 
-    The relative error is the error beyond rounding over the larger of both derivatives, or over a thousandth of the tensor's
-    largest where both are smaller. The deviation of a layer is |g - g64| / |g64| in the Euclidean norm over its tensors, with
-    |g64| at least a millionth of that of the whole gradient: g from `model`, g64 from the same parameters in float64.
+    The relative error is the error over the larger of both derivatives; or, where both are smaller, over a thousandth of the
+    tensor's largest, or over the size at which the rounding of f is an error of TOLERANCE. The deviation of a layer is
+    |g - g64| / |g64| in the Euclidean norm over its tensors, |g64| being at least a millionth of that of the whole gradient: g
+    is from `model`, g64 from the same parameters in float64.
 
     `stacks`, `combine` and `streams` are as for Model.loss_and_gradient; inputs become what is computed in. At most `samples`
     elements of a tensor are compared, drawn from the model's seed, one from each of as many equal parts; and so many that all
@@ -125,8 +126,8 @@ class GradientCheck:
             if checked + skipped and enough():
                 break
             measured, backward = self._derivative(entry.offset + element), float(gradient[element])
-            apart = abs(measured.value - backward) - measured.rounding
-            error = 0.0 if apart <= 0 else apart / max(abs(measured.value), abs(backward), floor)
+            apart = abs(measured.value - backward)
+            error = apart / max(abs(measured.value), abs(backward), floor, measured.rounding / TOLERANCE)
             if error >= TOLERANCE and apart <= 2 * measured.kink:
                 skipped += 1
                 continue
