@@ -55,10 +55,13 @@ def trains(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
     monkeypatch.setattr(run, "Training", Training)
 
 
-def carry_out(files: Path) -> None:
-    class Nowhere:
-        group = None
+class Nowhere:
+    """A cluster that is not asked for a group."""
 
+    group = None
+
+
+def carry_out(files: Path) -> None:
     run.carry_out(order_of(files), files, cast(Orders, None), cast(Cluster, Nowhere()))
 
 
@@ -126,3 +129,18 @@ def test_exit_codes_say_what_it_was_and_never_that_the_head_is_gone(
     assert run.main(["--files", str(tmp_path), "--group", "local", "--parent", "1"]) == code
     said, found = _said(code, 0)
     assert word in said and "head" not in said and found == cause
+
+
+def test_a_run_does_what_its_kind_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trains(monkeypatch, lambda reports: agent.RunEnded(outcome=agent.RunEnded.SUCCEEDED, reason="trained"))
+    monkeypatch.setattr(run, "GradientCheck", run.Training)
+    monkeypatch.setattr(run, "Training", None)
+    wish = order_of(tmp_path)
+    for number, (kind, outcome) in enumerate(
+        [(job.TrainingJob.GRADIENT_CHECK, agent.RunEnded.SUCCEEDED), (job.TrainingJob.VERIFY, agent.RunEnded.FAILED)]
+    ):
+        wish.order.kind, wish.order.run_number = kind, number + 1
+        run.carry_out(wish, tmp_path, cast(Orders, None), cast(Cluster, Nowhere()))
+        *_, (last, _) = read_events(spool_path(tmp_path, "a-b", number + 1))
+        assert last.ended.outcome == outcome
+    assert "VERIFY are not built yet" in last.ended.reason
