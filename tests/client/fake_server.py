@@ -75,7 +75,10 @@ class FakeServer(
     dataset_service_pb2_grpc.DatasetServiceServicer,
     cluster_service_pb2_grpc.ClusterServiceServicer,
 ):
-    """Keeps jobs and datasets in dictionaries; `failures` are the codes with which the next calls end; `result` is what jobs give."""
+    """Keeps jobs and datasets in dictionaries.
+
+    `failures` are the codes with which the next calls end; `result` is what jobs give.
+    """
 
     def __init__(self) -> None:
         self.jobs: dict[str, training_job_pb2.TrainingJob] = {}

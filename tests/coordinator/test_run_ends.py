@@ -42,7 +42,7 @@ def order_of(files: Path) -> agent.RunWish:
     return agent.RunWish(order=agent.RunOrder(job_id="a-b", run_number=3), intent=agent.RunWish.RUN)
 
 
-def trains(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
+def trains(monkeypatch: pytest.MonkeyPatch, act: Any, loop: str = "Training") -> None:
     """Puts `act` in the place of the loop; it is given the run's voice."""
 
     class Training:
@@ -52,7 +52,7 @@ def trains(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
         def run(self) -> agent.RunEnded:
             return cast(agent.RunEnded, act(self._reports))
 
-    monkeypatch.setattr(run, "Training", Training)
+    monkeypatch.setattr(run, loop, Training)
 
 
 class Nowhere:
@@ -132,9 +132,8 @@ def test_exit_codes_say_what_it_was_and_never_that_the_head_is_gone(
 
 
 def test_a_run_does_what_its_kind_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trains(monkeypatch, lambda reports: agent.RunEnded(outcome=agent.RunEnded.SUCCEEDED, reason="trained"))
-    monkeypatch.setattr(run, "GradientCheck", run.Training)
-    monkeypatch.setattr(run, "Training", None)
+    checked = agent.RunEnded(outcome=agent.RunEnded.SUCCEEDED, reason="checked")
+    trains(monkeypatch, lambda reports: checked, "GradientCheck")
     wish = order_of(tmp_path)
     for number, (kind, outcome) in enumerate(
         [(job.TrainingJob.GRADIENT_CHECK, agent.RunEnded.SUCCEEDED), (job.TrainingJob.VERIFY, agent.RunEnded.FAILED)]
