@@ -20,8 +20,8 @@ from worker.nn.streams import Streams
 from worker.randomness import epoch_order
 from worker.rows import Rows, RowSource, ShardStacks
 
-# With fewer rows there is one shard, so that a batch normalization has two rows in each.
-ROWS_FOR_TWO_SHARDS = 4
+# Two, so that sums over shards are checked too; one where there are not rows enough.
+SHARDS = 2
 
 
 @final
@@ -42,8 +42,7 @@ class JobGradientCheck:
     ) -> None:
         order = training_rows[epoch_order(model.seed, 0, len(training_rows))]
         rows = order[: min(batch_size, GRADIENT_CHECK_ROWS)]
-        shards = 2 if len(rows) >= ROWS_FOR_TWO_SHARDS else 1
-        stacks = ShardStacks(source, len(rows), shards, (0, shards))
+        stacks = ShardStacks(source, len(rows), SHARDS, (0, SHARDS), model.architecture.least_shard_rows)
         stacks.fill(rows)
         self._rows, self._clock = len(rows), clock
         self._check = GradientCheck(

@@ -86,10 +86,10 @@ def prepare(
     if wrong:
         raise UserError(wrong[: limits.VIOLATIONS])
     assert version is not None and model is not None and optimizer is not None
-    warnings = resolve.cap_workers(spec, shards)
-    resolve.fill_initializers(spec.model.layers, model.layers)
     if kind == TrainingJob.GRADIENT_CHECK:
         spec.workers.min = spec.workers.max = 1
+    warnings = resolve.cap_workers(spec, shards)
+    resolve.fill_initializers(spec.model.layers, model.layers)
     plan = make_plan(spec, version.schema, model, optimizer)
     if kind == TrainingJob.GRADIENT_CHECK:
         plan = of_gradient_check(plan, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from lockstep.v1 import training_job_service_pb2
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.training_job_pb2 import GradientCheckResult, Progress, Result, TensorGradientCheck, TrainingJob
 from services import limits
+from services.clock import SECOND, wall_clock
 from services.jobs.submission import Version, prepare
 from tests.services.fake_agent import ended, started
-from tests.services.running import DEADLINE_S, METADATA, Running, refusal
+from tests.services.running import DEADLINE_S, METADATA, Running, refusal, running
 from tests.services.specs import DIGEST, DIGITS, spec
 
 pytestmark = pytest.mark.anyio
@@ -109,6 +111,26 @@ async def test_a_lost_run_is_followed_by_a_new_one_and_its_tensors_are_no_progre
             await agent.say(name, run, **ended(Outcome.LOST, "worker 0 crashed", 2, Outcome.OWN))
     shown = await api.get(f"jobs/{name}")
     assert shown.state == S.FAILED and "so ended 3 runs" in shown.status_detail and not shown.HasField("result")
+
+
+async def test_kills_from_outside_at_the_same_tensor_end_it_by_time(tmp_path: Path) -> None:
+    now = [wall_clock()]
+    async with running(tmp_path, clock=lambda: now[0]) as api:
+        name = (await submitted(api)).name.removeprefix("jobs/")
+        async with api.agent() as agent:
+            await agent.sync()
+            for run in (1, 2, 3):
+                await agent.wish(name, run)
+                await agent.say(name, run, **started())
+                await agent.say(name, run, **checked(2))
+                await agent.say(name, run, **ended(Outcome.LOST, "worker 0 was killed", 2, Outcome.OUTSIDE))
+                now[0] += int(0.4 * limits.NO_PROGRESS_SECONDS) * SECOND
+            await agent.wish(name, 4)
+            await agent.say(name, 4, **started())
+            await agent.say(name, 4, **checked(2))
+            await agent.say(name, 4, **ended(Outcome.LOST, "worker 0 was killed", 2, Outcome.OUTSIDE))
+        shown = await api.get(f"jobs/{name}")
+        assert shown.state == S.FAILED and "no run came further for 72 minutes" in shown.status_detail
 
 
 async def test_it_is_cancelled_as_a_training_is(api: Running) -> None:
