@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from worker.nn.combination import Node
 from worker.nn.model import Model
 from worker.nn.parameters import Array
+from worker.nn.shapes.shape import Role
 from worker.nn.streams import Streams
 from worker.specs import Architecture, LossRecord
 
@@ -63,6 +64,8 @@ def check_gradients(
 
     checks = []
     for entry in model.layout.entries:
+        if entry.role is Role.STATE:
+            continue
         worst = TensorCheck(entry.name, 0, 0.0, (), 0.0, 0.0)
         floor = 1e-3 * float(np.abs(gradient[entry.offset : entry.offset + entry.size]).max()) + 1e-12
         picked = np.unique(np.linspace(0, entry.size - 1, min(samples, entry.size)).astype(np.int64))
