@@ -22,6 +22,7 @@ from benchmarks.oracle import cases
 from benchmarks.oracle.layers import chain
 from benchmarks.oracle.losses import loss_and_denominator, penalty
 from benchmarks.oracle.optimizers import build_optimizer, clip
+from benchmarks.oracle.schedules import learning_rates
 from benchmarks.oracle.tensors import Draw, Tensors
 
 FOLDER = Path(__file__).parent.parent / "tests/worker/nn/vectors"
@@ -141,11 +142,20 @@ def optimizer_case(name: str, optimizer: Case, loss: Case) -> Case:
     return case
 
 
+def schedule_case(name: str, schedule: Case) -> Case:
+    """The learning rate of each step of a job."""
+    rate, steps_per_epoch, total_steps = 0.5, 3, 12
+    case = {"name": name, "optimizer": {"sgd": {"learning_rate": rate}, "schedule": schedule}}
+    case |= {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+    return case | {"rates": learning_rates(rate, schedule, steps_per_epoch, total_steps)}
+
+
 def families() -> dict[str, list[Case]]:
     """All cases, by the name of their file."""
     found = {family: [layer_case(name, *case) for name, case in members.items()] for family, members in cases.LAYERS.items()}
     found["losses"] = [loss_case(name, *case) for name, case in cases.LOSSES.items()]
     found["optimizers"] = [optimizer_case(name, *case) for name, case in cases.OPTIMIZERS.items()]
+    found["schedules"] = [schedule_case(name, case) for name, case in cases.SCHEDULES.items()]
     found["networks"] = [network_case(name, *case) for name, case in cases.NETWORKS.items()]
     return found
 

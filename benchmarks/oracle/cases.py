@@ -195,6 +195,20 @@ OPTIMIZERS: dict[str, tuple[Options, Options]] = {
     "adamw, decay and penalties": ({"adamw": {"learning_rate": 0.05, "weight_decay": 0.2}}, {**CROSS_ENTROPY, "l2": 0.05}),
 }
 
+# The learning rates of four epochs of three steps.
+SCHEDULES: dict[str, Options] = {
+    "constant": {"constant": {}},
+    "step": {"step": {"every_epochs": 1}},
+    "step, every other epoch": {"step": {"every_epochs": 2, "factor": 0.3}},
+    "exponential": {"exponential": {"factor": 0.7}},
+    "cosine": {"cosine": {}},
+    "cosine floor": {"cosine": {"floor": 0.2}},
+    "cosine after a warm-up": {"cosine": {"floor": 0.1}, "warmup_steps": 4},
+    "polynomial": {"polynomial": {}},
+    "polynomial after a warm-up": {"polynomial": {"power": 2.5}, "warmup_steps": 3},
+    "warm-up alone": {"warmup_steps": 5},
+}
+
 RELU: Options = {"relu": {}}
 
 # Layers, one row's shape, a loss, and the rows of each shard.

@@ -1,4 +1,4 @@
-"""The optimizers of PyTorch, from the options of their messages (proto/lockstep/v1/optimization.proto)."""
+"""The optimizers of PyTorch, and LAMB, from the options of their messages (proto/lockstep/v1/optimization.proto)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,28 @@ from typing import Any
 import torch
 
 Options = dict[str, Any]
+
+
+class Lamb(torch.optim.Optimizer):
+    """Algorithm 2 of You et al. 2020, phi the identity; the second group, of biases, moves as in Adam."""
+
+    def __init__(self, groups: list[Options], rate: float, betas: tuple[float, float], epsilon: float, decay: float) -> None:
+        super().__init__(groups, {"lr": rate, "betas": betas, "eps": epsilon, "weight_decay": decay})
+        self.time = 0
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        self.time += 1
+        for number, group in enumerate(self.param_groups):
+            first, second = group["betas"]
+            for w in group["params"]:
+                state = self.state.setdefault(w, {})
+                m = state["m"] = first * state.get("m", 0.0) + (1 - first) * w.grad
+                v = state["v"] = second * state.get("v", 0.0) + (1 - second) * w.grad**2
+                direction = m / (1 - first**self.time) / ((v / (1 - second**self.time)).sqrt() + group["eps"])
+                direction += group["weight_decay"] * w
+                trust = w.norm() / direction.norm() if number == 0 else 1.0
+                w -= group["lr"] * trust * direction
 
 
 def build_optimizer(optimizer: Options, learned: dict[str, torch.Tensor]) -> torch.optim.Optimizer:
@@ -24,12 +46,15 @@ def build_optimizer(optimizer: Options, learned: dict[str, torch.Tensor]) -> tor
     betas = (options.get("beta1", 0.9), options.get("beta2", 0.999))
     if kind == "adam":
         return torch.optim.Adam(tensors, rate, betas, options.get("epsilon", 1e-8))
-    assert kind == "adamw"
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [w for name, w in learned.items() if not name.endswith("bias")]},
         {"params": [w for name, w in learned.items() if name.endswith("bias")], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, rate, betas, options.get("epsilon", 1e-8), options.get("weight_decay", 0.01))
+    decay = options.get("weight_decay", 0.01)
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, rate, betas, options.get("epsilon", 1e-8), decay)
+    assert kind == "lamb"
+    return Lamb(groups, rate, betas, options.get("epsilon", 1e-6), decay)
 
 
 def clip(clipping: Options, learned: dict[str, torch.Tensor]) -> None:

@@ -26,6 +26,7 @@ from worker.nn.model import Model
 from worker.nn.optimizers import OPTIMIZERS, build_optimizer
 from worker.nn.parameters import Array, aligned_zeros, public_views
 from worker.nn.penalties import add_penalties
+from worker.nn.schedules import learning_rate
 from worker.nn.shapes import Role, flattened, layer_shapes
 from worker.specs import (
     Architecture,
@@ -42,6 +43,7 @@ FOLDER = Path(__file__).parent / "vectors"
 FILES: dict[str, list[Case]] = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
 LAYER_CASES = [case for cases in FILES.values() for case in cases if "layer" in case]
 LOSS_CASES, NETWORK_CASES, OPTIMIZER_CASES = FILES["losses"], FILES["networks"], FILES["optimizers"]
+SCHEDULE_CASES = FILES["schedules"]
 
 # Only the order of sums differs.
 TOLERANCE = 1e-11
@@ -49,8 +51,8 @@ TOLERANCE = 1e-11
 GELU_TOLERANCE = 1e-9
 # Of networks in float32, as they train.
 SINGLE_TOLERANCE = 3e-5
-# Random, or nothing of the arithmetic; and what is not built.
-WITHOUT_VECTORS = frozenset({"dropout", "initializer", "schedule", "clipping", "lamb", "padding_index"})
+# Random, or other than PyTorch's by a step; and what is not built.
+WITHOUT_VECTORS = frozenset({"dropout", "initializer", "one_cycle", "plateau", "clipping", "lamb", "padding_index"})
 
 
 def name_of(case: Case) -> str:
@@ -204,6 +206,17 @@ def test_an_optimizer(case: Case) -> None:
             close(public_views(model.layout, w)[name], want, f"{name} after step {step}")
 
 
+# Schedules
+
+
+@pytest.mark.parametrize("case", SCHEDULE_CASES, ids=name_of)
+def test_a_schedule(case: Case) -> None:
+    record = optimizer_record(ParseDict(case["optimizer"], Optimizer()))
+    for step, want in enumerate(case["rates"], 1):
+        got = learning_rate(record, step, case["steps_per_epoch"], case["total_steps"])
+        close(got, want, f"learning rate of step {step}")
+
+
 # Completeness
 
 
@@ -246,8 +259,8 @@ def test_every_option_stands_in_a_case() -> None:
     for case in (*LAYER_CASES, *NETWORK_CASES):
         for layer in [case["layer"]] if "layer" in case else case["layers"]:
             given(ParseDict(layer, Layer()), found)
-    for case in (*LOSS_CASES, *OPTIMIZER_CASES):
-        given(ParseDict(case["loss"], Loss()), found)
+    for case in (*LOSS_CASES, *OPTIMIZER_CASES, *SCHEDULE_CASES):
+        given(ParseDict(case.get("loss", {}), Loss()), found)
         given(ParseDict(case.get("optimizer", {}), Optimizer()), found)
     contract: set[str] = set()
     for message in (Layer.DESCRIPTOR, Loss.DESCRIPTOR, Optimizer.DESCRIPTOR):
