@@ -136,7 +136,6 @@ def rms_norm(options: Options, p: Place, x: torch.Tensor, training: bool) -> tor
 
 
 def embedding(options: Options, p: Place, x: torch.Tensor, training: bool) -> torch.Tensor:
-    p.tensors.indices = x.long()
     return F.embedding(x.long(), p("weight", options["vocabulary"], options["width"])) + 0 * x.unsqueeze(-1)
 
 
@@ -154,12 +153,9 @@ def attention(options: Options, p: Place, x: torch.Tensor, training: bool) -> to
     projection, projection_bias = p("projection", width, 3 * width), p("projection_bias", 3 * width)
     output, output_bias = p("output", width, width), p("output_bias", width)
     hidden = torch.ones(length, length, dtype=torch.bool).triu(1) if options.get("causal") else None
-    padding = None if "padding_index" not in options else p.tensors.indices == options["padding_index"]
     x = x.transpose(0, 1)
     weights = (projection.T, projection_bias, None, None, False, 0.0, output.T, output_bias)
-    y, _ = F.multi_head_attention_forward(
-        x, x, x, width, options["heads"], *weights, key_padding_mask=padding, attn_mask=hidden, need_weights=False
-    )
+    y, _ = F.multi_head_attention_forward(x, x, x, width, options["heads"], *weights, attn_mask=hidden, need_weights=False)
     return y.transpose(0, 1)
 
 

@@ -39,8 +39,6 @@ class Tensors:
         self.learned: dict[str, torch.Tensor] = {}
         self.state: dict[str, torch.Tensor] = {}
         self.updates: dict[str, list[torch.Tensor]] = {}
-        # What the last embedding has read: attention finds padding in it.
-        self.indices: torch.Tensor | None = None
 
     def layer(self, prefix: str) -> Place:
         return Place(self, prefix)
