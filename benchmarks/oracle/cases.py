@@ -84,6 +84,7 @@ LAYERS: dict[str, dict[str, tuple[Options, tuple[int, ...]]]] = {
         "average_pool explicit": (pool("average_pool", 2, 3, stride=size(2, 1), padding=RAGGED), (4, 4, 2)),
         "global_pool mean": ({"global_pool": {}}, (3, 4, 2)),
         "global_pool maximum": ({"global_pool": {"reduction": "MAX"}}, (3, 4, 2)),
+        "global_pool maximum with equal numbers": ({"global_pool": {"reduction": "MAX"}}, (3, 4, 2)),
         "global_pool mean of a sequence": ({"global_pool": {"reduction": "MEAN"}}, (5, 3)),
         "global_pool maximum of a sequence": ({"global_pool": {"reduction": "MAX"}}, (5, 3)),
     },
@@ -137,7 +138,7 @@ LAYERS: dict[str, dict[str, tuple[Options, tuple[int, ...]]]] = {
 WIDE = frozenset({"relu", "leaky_relu", "elu", "silu", "gelu", "sigmoid", "tanh", "softplus", "softmax"})
 
 # Inputs of these are few whole numbers, so that a window has its maximum in several places, as behind a rectifier.
-TIED = frozenset({"max_pool with equal numbers", "max_pool same, with equal numbers"})
+TIED = frozenset({"max_pool with equal numbers", "max_pool same, with equal numbers", "global_pool maximum with equal numbers"})
 
 CROSS_ENTROPY: Options = {"softmax_cross_entropy": {}}
 WEIGHTED: Options = {"class_weights": [0.5, 2.0, 1.25, 0.75]}

@@ -58,7 +58,7 @@ def borders(padding: Options, x: torch.Tensor, reach: tuple[int, int], stride: t
 def conv2d(options: Options, p: Place, x: torch.Tensor, training: bool) -> torch.Tensor:
     kernel, stride = size_of(options, "kernel", (1, 1)), size_of(options, "stride", (1, 1))
     dilation, groups, filters = size_of(options, "dilation", (1, 1)), options.get("groups", 1), options["filters"]
-    weight = p("weight", *kernel, x.shape[-1] // groups, filters).permute(3, 2, 0, 1)
+    weight = p("weight", *kernel, x.shape[-1] // groups, filters).permute(3, 2, 0, 1).contiguous()
     bias = p("bias", filters) if options.get("bias", True) else None
     padding = options.get("padding", {})
     x = x.permute(0, 3, 1, 2)
@@ -93,9 +93,9 @@ def average_pool(options: Options, p: Place, x: torch.Tensor, training: bool) ->
     stride = size_of(options, "stride", window)
     x = x.permute(0, 3, 1, 2)
     left, right, top, bottom = borders(options.get("padding", {}), x, window, stride)
-    if left == right and top == bottom:
+    if left == right <= window[1] // 2 and top == bottom <= window[0] // 2:
         y = F.avg_pool2d(x, window, stride, (top, left), count_include_pad=False)
-    else:  # PyTorch has no border that differs by side; the sum over the cells inside, and how many they are.
+    else:  # PyTorch has no border that differs by side or is wider; the sum over the cells inside, and how many they are.
         sums = (F.avg_pool2d(F.pad(a, (left, right, top, bottom)), window, stride, divisor_override=1) for a in (x, x * 0 + 1))
         total, count = sums
         y = total / count.detach()
@@ -103,8 +103,9 @@ def average_pool(options: Options, p: Place, x: torch.Tensor, training: bool) ->
 
 
 def global_pool(options: Options, p: Place, x: torch.Tensor, training: bool) -> torch.Tensor:
-    positions = tuple(range(1, x.ndim - 1))
-    return x.amax(positions) if options.get("reduction") == "MAX" else x.mean(positions)
+    positions = x.flatten(1, -2).transpose(1, 2)
+    # Not amax: among equal numbers it shares the gradient, and pooling gives it to the first.
+    return F.adaptive_max_pool1d(positions, 1).squeeze(-1) if options.get("reduction") == "MAX" else positions.mean(-1)
 
 
 # Normalizations
