@@ -51,7 +51,8 @@ class Assignment:
         self._shards = order.plan.shards or training.shards or default_shards(training.batch_size)
 
         self._columns = open_columns(self._files / "datasets" / order.dataset_digest)
-        self._layout = parameter_layout(architecture(order.spec.model, self._columns.input_shape))
+        model = architecture(order.spec.model, self._columns.input_shape)
+        self._layout, self._least_rows = parameter_layout(model), model.least_shard_rows
         self._update = build_update(order.spec, self._layout)
         tensors = [(entry.offset, entry.offset + entry.size) for entry in self._layout.entries]
         self._exchange = ExchangeLayout(block_borders(tensors, self._layout.size), self._shards, self.nodes)
@@ -146,6 +147,7 @@ class Assignment:
                 batch_size=training.batch_size,
                 shards=self._shards,
                 owned=owned,
+                least_rows=self._least_rows,
             ),
             reduction=Reduction(self._exchange, self.rank, memory, self._barrier, self._links, self._update, self._deadlines),
             memory=memory,

@@ -61,7 +61,9 @@ class Stretches:
 
                 shards.fill(batch)
                 result = self._forward_backward(shards, step)
-                sums = self._reduction.step(shards.filled, step, rate, result.finite, result.loss_sums, result.denominators)
+                sums = self._reduction.step(
+                    shards.filled, len(batch), step, rate, result.finite, result.loss_sums, result.denominators
+                )
 
                 if not sums.finite:
                     reply.non_finite.CopyFrom(self._locate(shards, batch, step, result))

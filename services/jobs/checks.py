@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TypeVar, final
 
-from lockstep.contract.arithmetic import validation_count
+from lockstep.contract.arithmetic import BATCH_STATISTICS_ROWS, filled_shards, validation_count
 from lockstep.contract.errors import UserError, Violation
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
 from lockstep.v1.job_spec_pb2 import Arithmetic, JobSpec, NonFinitePolicy
-from worker.nn.shapes import check_against_dataset
+from worker.nn.shapes import check_against_dataset, flattened, layer_shapes
 from worker.specs import (
     Architecture,
     LossRecord,
@@ -38,17 +39,61 @@ def records(
     return model, loss, optimizer
 
 
-def workers(spec: JobSpec) -> Iterator[Violation]:
+@final
+@dataclass(frozen=True, slots=True)
+class BatchShards:
+    """How many shards of a whole mini-batch have rows, of how many there are."""
+
+    rows: int
+    shards: int
+    filled: int
+
+    @classmethod
+    def of(cls, spec: JobSpec, model: Architecture | None, training_rows: int | None) -> BatchShards:
+        """Of a filled-in spec; without a model nothing keeps shards from having few rows."""
+        batch, shards = spec.training.batch_size, spec.training.shards
+        rows = batch if training_rows is None else min(batch, training_rows)
+        # With more shards than rows the others are empty, which harms nobody.
+        filled = filled_shards(rows, shards, model.least_shard_rows) if model and model.least_shard_rows > 1 else shards
+        return cls(rows, shards, filled)
+
+    @property
+    def sentence(self) -> str:
+        """As a reason why there cannot be more workers."""
+        shards = f"{self.filled} shard{'' if self.filled == 1 else 's'}"
+        if self.filled == self.shards:
+            return f"a mini-batch has {shards}"
+        least = f"batch_norm leaves a shard at least {BATCH_STATISTICS_ROWS} of the {self.rows} rows of a mini-batch"
+        return f"{least}, enough for {shards}"
+
+
+def batch_statistics(spec: JobSpec, model: Architecture, training_rows: int) -> Iterator[Violation]:
+    """Batch normalization takes a variance: two numbers a channel, in the smallest shard of any batch."""
+    if model.least_shard_rows == 1:
+        return
+    batch = spec.training.batch_size
+    alone = 1 in (min(batch, training_rows), training_rows % batch)
+    norms = [layer for layer in flattened(layer_shapes(model)) if layer.record.batch_statistics]
+    place = next((layer.place for layer in norms if math.prod(layer.input_shape[:-1]) == 1), "")
+    if not (alone and place):
+        return
+    works = next((size for size in range(max(2, batch), training_rows + 1) if training_rows % size != 1), None)
+    remedy = f"a batch of one row has one number a channel at model.{place}, and a variance takes two; "
+    remedy += f"take {works}" if works is not None else "give the dataset more rows, or use layer_norm"
+    yield Violation("training.batch_size", str(batch), remedy, "TOO_FEW_VALUES")
+
+
+def workers(spec: JobSpec, batch: BatchShards) -> Iterator[Violation]:
     """Bounds of workers against each other and against the shards."""
-    least, most, shards = spec.workers.min, spec.workers.max, spec.training.shards
+    least, most, shards = spec.workers.min, spec.workers.max, batch.filled
     if least > most:
         yield Violation("workers.min", str(least), f"it must be at most workers.max, {most}", "WORKERS_OUT_OF_RANGE")
     elif least > shards:
         yield Violation(
             "workers.min",
             str(least),
-            f"a mini-batch has {shards} shard{'' if shards == 1 else 's'} and a worker holds at least one; ask for at most "
-            f"{shards}, or set training.shards",
+            f"{batch.sentence} and a worker holds at least one; ask for at most {shards}, or set "
+            f"{'training.shards' if shards == batch.shards else 'a larger training.batch_size'}",
             "WORKERS_ABOVE_SHARDS",
         )
 

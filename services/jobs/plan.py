@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from lockstep.contract.arithmetic import validation_count
+from lockstep.contract.arithmetic import filled_shards, validation_count
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.training_job_pb2 import LayerPlan, Plan
@@ -21,6 +21,7 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimiz
     validation_rows = validation_count(schema.rows, spec.validation_fraction)
     training_rows = schema.rows - validation_rows
     steps = -(-training_rows // spec.training.batch_size)
+    batch_size = min(spec.training.batch_size, training_rows)
     layers = layer_shapes(model)
     states = len(optimizer.state_names)
     entries = parameter_layout(model).entries
@@ -31,10 +32,11 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimiz
         steps_per_epoch=steps,
         total_steps=steps * spec.training.epochs,
         shards=spec.training.shards,
+        filled_shards=filled_shards(batch_size, spec.training.shards, model.least_shard_rows),
         parameters=parameters,
         worker_memory_bytes=worker_memory_bytes(
             model,
-            batch_size=min(spec.training.batch_size, training_rows),
+            batch_size=batch_size,
             shards=spec.training.shards,
             workers=spec.workers.min,
             optimizer_states=states,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from lockstep.contract.arithmetic import ARITHMETIC_VERSION
+from lockstep.contract.arithmetic import ARITHMETIC_VERSION, validation_count
 from lockstep.contract.digests import arithmetic_digest
 from lockstep.contract.errors import UserError, Violation
 from lockstep.contract.rules import check
@@ -62,16 +62,22 @@ def prepare(asked: JobSpec, version: Version | None, known_datasets: Sequence[st
     spec.CopyFrom(asked)
     if version is None and asked.dataset and not any(violation.place == "dataset" for violation in wrong):
         wrong.append(unknown_dataset(asked.dataset, known_datasets))
-    warnings = resolve.fill(spec)
-    wrong += checks.workers(spec)
+    resolve.fill(spec)
     wrong += checks.not_built(spec)
     model, _, optimizer = checks.records(spec, version.schema if version else None, wrong)
+    training_rows = None
     if version is not None:
         wrong += checks.split(spec, version.schema.rows)
+        training_rows = version.schema.rows - validation_count(version.schema.rows, spec.validation_fraction)
+    shards = checks.BatchShards.of(spec, model, training_rows)
+    wrong += checks.workers(spec, shards)
+    if model is not None and training_rows is not None and not wrong:
+        wrong += checks.batch_statistics(spec, model, training_rows)
     wrong = _first_per_place(wrong)
     if wrong:
         raise UserError(wrong[: limits.VIOLATIONS])
     assert version is not None and model is not None and optimizer is not None
+    warnings = resolve.cap_workers(spec, shards)
     resolve.fill_initializers(spec.model.layers, model.layers)
     plan = make_plan(spec, version.schema, model, optimizer)
     resolve.fill_evaluation(spec, plan.steps_per_epoch)

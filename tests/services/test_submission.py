@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.protobuf import json_format
 from hypothesis import given
@@ -60,6 +62,36 @@ def test_workers_never_change_the_digest_and_a_cap_is_said() -> None:
     assert few.warnings == []
 
 
+def batch_normalized(**changes: Any) -> JobSpec:
+    return spec(model={"layers": [{"dense": {"units": 16}}, {"batch_norm": {}}, {"dense": {"units": 10}}]}, **changes)
+
+
+def test_batch_normalization_fills_fewer_shards_and_bounds_the_workers() -> None:
+    training = {"epochs": 1, "batch_size": 20, "shards": 4}
+    job = prepare(batch_normalized(training=training, workers={"min": 1, "max": 4}), VERSION)
+    assert (job.plan.shards, job.plan.filled_shards, job.spec.workers.max) == (4, 2, 2)
+    assert job.warnings == [
+        "workers.max is 2, not 4: batch_norm leaves a shard at least 8 of the 20 rows of a mini-batch, enough for 2 shards, "
+        "and a worker holds at least one"
+    ]
+    wrong = refused(batch_normalized(training=training, workers={"min": 3, "max": 4}))
+    assert "enough for 2 shards" in wrong["workers.min"] and "a larger training.batch_size" in wrong["workers.min"]
+    plain = prepare(spec(training=training, workers={"min": 1, "max": 4}), VERSION)
+    assert (plain.plan.shards, plain.plan.filled_shards, plain.spec.workers.max) == (4, 4, 4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 479])  # 1,438 rows train: 479 leaves one of them alone
+def test_batch_normalization_of_one_row_is_refused_with_the_batch_size_that_works(batch_size: int) -> None:
+    wrong = refused(batch_normalized(training={"epochs": 1, "batch_size": batch_size}))
+    assert (
+        f"got {batch_size}; a batch of one row has one number a channel at model.layers[1].batch_norm"
+        in wrong["training.batch_size"]
+    )
+    works = 2 if batch_size == 1 else 480
+    assert wrong["training.batch_size"].endswith(f"take {works}")
+    assert prepare(batch_normalized(training={"epochs": 1, "batch_size": works}), VERSION)
+
+
 def test_what_decides_the_weights_changes_the_digest() -> None:
     def digest(job: Submission) -> str:
         return job.arithmetic_digest
@@ -104,7 +136,7 @@ def test_all_violations_at_once() -> None:
         ({"optimizer": {"sgd": {"learning_rate": -0.1}}}, "optimizer.sgd.learning_rate"),
         ({"optimizer": {"sgd": {"learning_rate": "Infinity"}}}, "optimizer.sgd.learning_rate"),
         ({"optimizer": {"lamb": {"learning_rate": 0.1}}}, "optimizer.lamb"),
-        ({"model": {"layers": [{"dense": {"units": 10}}, {"batch_norm": {}}]}}, "model.layers[1].batch_norm"),
+        ({"model": {"layers": [{"dense": {"units": 10}}, {"attention": {"heads": 2}}]}}, "model.layers[1].attention"),
         ({"model": {"layers": [{}]}}, "model.layers[0]"),
         ({"loss": {"mean_squared_error": {}}}, "loss.mean_squared_error"),
         ({"workers": {"min": 3, "max": 2}}, "workers.min"),

@@ -31,6 +31,11 @@ class Update(Protocol):
         """Where in the flat vector the update changes its kind."""
         ...
 
+    @property
+    def learned(self) -> int:
+        """Where the learned tensors end and the state begins, whose sums are over rows."""
+        ...
+
     def apply(
         self, first: int, parameters: F32, gradient: F32, state: tuple[F32, ...], step: int, learning_rate: float
     ) -> None:
@@ -56,7 +61,7 @@ class Reduction:
         self._barrier, self._links, self._update, self._deadlines = barrier, links, update, deadlines
         self._scratch = ScratchBlocks(BLOCK_FLOATS)
         self._report = memory.reports[rank]
-        self._denominator = np.ones((), np.float32)
+        self._denominator, self._rows = np.ones((2, 1), np.float32)
         self._plans: dict[int, StepPlan] = {}
         self._links_waited_s = 0.0
 
@@ -68,13 +73,14 @@ class Reduction:
     def step(
         self,
         filled: int,
+        rows: int,
         step: int,
         learning_rate: float,
         finite: bool,
         loss_sums: Sequence[float],
         denominators: Sequence[float],
     ) -> StepSums:
-        """Joins the step; `filled` shards have rows. The sums are per subtree of this worker; the vectors are in its memory."""
+        """Joins the step: a batch of `rows` rows in `filled` shards. The sums are per subtree of this worker; the vectors are in its memory."""
         plan = self._plans.get(filled)
         if plan is None:
             plan = self._plans[filled] = StepPlan(
@@ -91,20 +97,21 @@ class Reduction:
             self._exchange_gradients(plan, step)
         total = plan.total()
         if total.finite:
-            self._apply(plan, step, learning_rate, total.denominator)
+            self._apply(plan, step, learning_rate, total.denominator, rows)
         if plan.gradients_in:
             self._exchange_parameters(plan, step, total.finite)
         if total.finite:
             self._barrier.wait(step, self._deadlines.seconds)  # parameters are ready
         return total
 
-    def _apply(self, plan: StepPlan, step: int, learning_rate: float, denominator: float) -> None:
+    def _apply(self, plan: StepPlan, step: int, learning_rate: float, denominator: float, rows: int) -> None:
         self._denominator[...] = denominator or 1.0  # no weight at all: the sum is zero, and so is the gradient
-        add, divide, apply, by = np.add, np.divide, self._update.apply, self._denominator
+        self._rows[...] = rows
+        add, divide, apply, learned = np.add, np.divide, self._update.apply, self._update.learned
         for block in plan.blocks:
             for left, right, out in block.additions:
                 add(left, right, out=out)
-            divide(block.total, by, out=block.gradient)
+            divide(block.total, self._denominator if block.first < learned else self._rows, out=block.gradient)
             apply(block.first, block.parameters, block.gradient, block.state, step, learning_rate)
 
     def _exchange_gradients(self, plan: StepPlan, step: int) -> None:

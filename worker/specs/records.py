@@ -14,10 +14,14 @@ from lockstep.v1.model_pb2 import Layer
 
 
 class LayerRecord:
-    """A layer without NumPy or protobuf: frozen, comparable, hashable. `kind` is its key in a job file."""
+    """A layer without NumPy or protobuf: frozen, comparable, hashable. `kind` is its key in a job file.
+
+    `batch_statistics` says whether it takes statistics over the rows of a shard, which then must not be few.
+    """
 
     __slots__ = ()
     kind: ClassVar[str]
+    batch_statistics: ClassVar[bool] = False
 
 
 class LossRecord:

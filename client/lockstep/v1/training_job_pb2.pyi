@@ -226,6 +226,7 @@ class Plan(_message.Message):
     WORKER_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     CHECKPOINT_BYTES_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
+    FILLED_SHARDS_FIELD_NUMBER: _builtins.int
     training_rows: _builtins.int
     """Rows that train."""
     validation_rows: _builtins.int
@@ -242,6 +243,8 @@ class Plan(_message.Message):
     """What one worker is expected to hold in memory at the most."""
     checkpoint_bytes: _builtins.int
     """Size of a checkpoint."""
+    filled_shards: _builtins.int
+    """Shards of a whole mini-batch that get rows: with batch normalization only as many as can have 8 rows each."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerPlan]:
         """The layers, in order."""
@@ -258,10 +261,11 @@ class Plan(_message.Message):
         worker_memory_bytes: _builtins.int = ...,
         checkpoint_bytes: _builtins.int = ...,
         layers: _abc.Iterable[Global___LayerPlan] | None = ...,
+        filled_shards: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_bytes", b"checkpoint_bytes", "layers", b"layers", "parameters", b"parameters", "shards", b"shards", "steps_per_epoch", b"steps_per_epoch", "total_steps", b"total_steps", "training_rows", b"training_rows", "validation_rows", b"validation_rows", "worker_memory_bytes", b"worker_memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_bytes", b"checkpoint_bytes", "filled_shards", b"filled_shards", "layers", b"layers", "parameters", b"parameters", "shards", b"shards", "steps_per_epoch", b"steps_per_epoch", "total_steps", b"total_steps", "training_rows", b"training_rows", "validation_rows", b"validation_rows", "worker_memory_bytes", b"worker_memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

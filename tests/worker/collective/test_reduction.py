@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -33,6 +35,7 @@ class Descent:
     """w -= rate * g, with the gradients that came kept in a state vector."""
 
     cuts: Sequence[int] = ()
+    learned = sys.maxsize
 
     def apply(self, first: int, parameters: F32, gradient: F32, state: Sequence[F32], step: int, learning_rate: float) -> None:
         np.add(state[0], gradient, out=state[0])
@@ -43,6 +46,7 @@ class Keep:
     """Keeps the gradient as it came."""
 
     cuts: Sequence[int] = ()
+    learned = sys.maxsize
 
     def apply(self, first: int, parameters: F32, gradient: F32, state: Sequence[F32], step: int, learning_rate: float) -> None:
         np.copyto(state[0], gradient)
@@ -102,15 +106,15 @@ class Group:
         errors: list[BaseException] = []
 
         def run(rank: int) -> None:
-            loss_sums, denominators = [], []
+            sums: tuple[list[float], list[float]] = [], []
             for index, (first, end) in enumerate(self.layout.worker_subtrees(rank, filled)):
                 vector = plain_sum(first, end, shards, filled)
                 assert vector is not None
                 self.gradients[rank][index] = vector
-                loss_sums.append(sum(losses[first : min(end, filled)]))
-                denominators.append(float(min(end, filled) - first))
+                sums[0].append(math.fsum(losses[first : min(end, filled)]))
+                sums[1].append(float(min(end, filled) - first))
             try:
-                results[rank] = self.reductions[rank].step(filled, step, 0.5, finite[rank], loss_sums, denominators)
+                results[rank] = self.reductions[rank].step(filled, 10 * filled, step, 0.5, finite[rank], *sums)
             except BaseException as error:
                 errors.append(error)
 
@@ -199,8 +203,21 @@ def test_each_vector_and_each_parameter_crosses_once() -> None:
         assert group.network.messages_sent[rank] == 2
 
 
+def test_the_sums_of_state_are_divided_by_rows() -> None:
+    """By the rows of the batch, 10 for each shard here, and not by the denominator."""
+
+    class Halves(Keep):
+        cuts = (32,)
+        learned = 32
+
+    group = Group(["a", "a", "b"], 4, 64, Halves())
+    group.step(1, 4, [np.full(64, 3, np.float32)] * 4, [0.0] * 4, [True] * 3)
+    kept = np.concatenate([group.states[rank][0] for rank in range(3)])
+    assert kept.tolist() == [3.0] * 32 + [np.float32(12 / 40)] * 32
+
+
 def test_a_missing_worker_is_named() -> None:
     group = Group(["a", "b"], 2, 16)
     group.reductions[0]._deadlines.seconds = 0.05
     with pytest.raises(Exception, match="worker 1 did not reach step 7"):
-        group.reductions[0].step(2, 7, 0.1, True, [0.0], [1.0])
+        group.reductions[0].step(2, 2, 7, 0.1, True, [0.0], [1.0])

@@ -24,7 +24,7 @@ def worker_memory_bytes(
     layers = list(flattened(layer_shapes(architecture)))
     size = parameter_layout(architecture).size
     own_shards = max((rank + 1) * shards // workers - rank * shards // workers for rank in range(workers))
-    rows_of_shards = [end - first for first, end in shard_rows(batch_size, shards)]
+    rows_of_shards = [end - first for first, end in shard_rows(batch_size, shards, architecture.least_shard_rows)]
     rows = own_shards * rows_of_shards[0]
     subtrees = min(own_shards, max(1, 2 * (own_shards.bit_length() - 1))) if workers > 1 else 1
     vectors = size * (1 + subtrees) + optimizer_states * (size // workers + BLOCK_FLOATS)
