@@ -21,6 +21,7 @@ import torch
 from benchmarks.oracle import cases
 from benchmarks.oracle.layers import chain
 from benchmarks.oracle.losses import loss_and_denominator, penalty
+from benchmarks.oracle.networks import NETWORKS
 from benchmarks.oracle.optimizers import build_optimizer, clip
 from benchmarks.oracle.schedules import learning_rates
 from benchmarks.oracle.tensors import Draw, Tensors
@@ -156,7 +157,7 @@ def families() -> dict[str, list[Case]]:
     found["losses"] = [loss_case(name, *case) for name, case in cases.LOSSES.items()]
     found["optimizers"] = [optimizer_case(name, *case) for name, case in cases.OPTIMIZERS.items()]
     found["schedules"] = [schedule_case(name, case) for name, case in cases.SCHEDULES.items()]
-    found["networks"] = [network_case(name, *case) for name, case in cases.NETWORKS.items()]
+    found["networks"] = [network_case(name, *case) for name, case in NETWORKS.items()]
     return found
 
 
