@@ -86,8 +86,7 @@ class ModelFiles:
             loss=values.get("loss"),
             validation_loss=values.get("validation_loss"),
             validation_accuracy=values.get("validation_accuracy"),
-            best_validation_loss=at.best[0] if at.best else None,
-            best_step=at.best[1] if at.best else None,
+            **at.controller.recorded(),
             class_names=[str(name) for name in self._dataset["target"].get("classes", {}).get("names", [])],
             input_names=[str(name) for name in self._dataset.get("input_names", [])],
         )

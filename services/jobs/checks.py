@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar, final
 
 from lockstep.contract.arithmetic import BATCH_STATISTICS_ROWS, filled_shards, validation_count
+from lockstep.contract.digests import uses_controller
 from lockstep.contract.errors import UserError, Violation
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
 from lockstep.v1.job_spec_pb2 import Arithmetic, JobSpec, NonFinitePolicy
@@ -104,6 +105,17 @@ def not_built(spec: JobSpec) -> Iterator[Violation]:
         yield Violation("training.arithmetic", "PORTABLE", "this option is not built yet; use NATIVE", "OPTION_NOT_BUILT")
     if spec.non_finite == NonFinitePolicy.SKIP_STEP:
         yield Violation("non_finite", "SKIP_STEP", "this option is not built yet; use FAIL", "OPTION_NOT_BUILT")
+
+
+def plateau(spec: JobSpec) -> Iterator[Violation]:
+    """What acts on evaluations needs rows to evaluate."""
+    if uses_controller(spec) and spec.validation_fraction == 0:
+        yield Violation(
+            "optimizer.schedule.plateau",
+            "validation_fraction 0",
+            "it acts on the validation loss: set validation_fraction, 0.2 say, or take another schedule",
+            "SCHEDULE_NEEDS_VALIDATION",
+        )
 
 
 def split(spec: JobSpec, rows: int) -> Iterator[Violation]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from lockstep.contract.arithmetic import ARITHMETIC_VERSION, validation_count
-from lockstep.contract.digests import arithmetic_digest
+from lockstep.contract.digests import arithmetic_digest, uses_controller
 from lockstep.contract.errors import UserError, Violation
 from lockstep.contract.rules import check
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
@@ -64,6 +64,7 @@ def prepare(asked: JobSpec, version: Version | None, known_datasets: Sequence[st
         wrong.append(unknown_dataset(asked.dataset, known_datasets))
     resolve.fill(spec)
     wrong += checks.not_built(spec)
+    wrong += checks.plateau(spec)
     model, _, optimizer = checks.records(spec, version.schema if version else None, wrong)
     training_rows = None
     if version is not None:
@@ -87,7 +88,7 @@ def prepare(asked: JobSpec, version: Version | None, known_datasets: Sequence[st
         plan=plan,
         version=version,
         arithmetic_digest=arithmetic_digest(spec, version.digest, ARITHMETIC_VERSION),
-        warnings=warnings + _short_batches(spec, plan),
+        warnings=warnings + _short_batches(spec, plan) + _idle_plateau(spec, plan),
     )
 
 
@@ -110,6 +111,22 @@ def _short_batches(spec: JobSpec, plan: Plan) -> list[str]:
     if batch <= rows:
         return []
     return [f"training.batch_size is {batch:,}, but {rows:,} rows train: each epoch is one short batch of {rows:,} rows"]
+
+
+def _idle_plateau(spec: JobSpec, plan: Plan) -> list[str]:
+    """A sentence if too few evaluations come before the last step for reduce-on-plateau ever to act."""
+    if not uses_controller(spec):
+        return []
+    schedule, every, last = spec.optimizer.schedule, spec.evaluation.every_steps, plan.total_steps - 1
+    warming = min(schedule.warmup_steps, last) // every
+    # Those of the warm-up are not counted, nor is the very first, which only sets the lowest loss.
+    counted = max(0, last // every - max(1, warming))
+    if counted >= schedule.plateau.patience:
+        return []
+    return [
+        f"optimizer.schedule.plateau will not act: its patience is {schedule.plateau.patience}, and {counted} evaluations "
+        "count before the last step; lower patience or evaluation.every_steps, or train longer"
+    ]
 
 
 def _first_per_place(wrong: Sequence[Violation]) -> list[Violation]:

@@ -65,3 +65,10 @@ def run_once(
 def kinds(events: list[agent.RunEvent]) -> list[str]:
     """The kinds of events, in order."""
     return [event.WhichOneof("event") or "" for event in events]
+
+
+def curve(events: list[agent.RunEvent]) -> dict[tuple[int, str], float]:
+    """All points, each of which may come once."""
+    points = [(event.points.step, point.name, point.value) for event in events for point in event.points.points]
+    assert len({point[:2] for point in points}) == len(points)
+    return {(step, name): value for step, name, value in points}

@@ -17,7 +17,7 @@ from coordinator.model_files import ModelFiles
 from lockstep.contract.manifest import MODEL_FILE
 from lockstep.contract.weights import weights_sha256_of_file
 from lockstep.internal.v1 import agent_service_pb2 as agent
-from tests.coordinator.one_run import Wanted, kinds, run_once
+from tests.coordinator.one_run import Wanted, curve, kinds, run_once
 from tests.coordinator.small_job import make_order
 from worker.state_transfer import TransferError
 
@@ -36,13 +36,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> agent.RunEnded:
 def folders(files: Path) -> list[Path]:
     """The checkpoints of the small job, by step."""
     return sorted((files / "checkpoints" / "small-0001").glob("*-*"), key=lambda path: int(path.name.partition("-")[0]))
-
-
-def curve(events: list[agent.RunEvent]) -> dict[tuple[int, str], float]:
-    """All points, each of which may come once."""
-    points = [(event.points.step, point.name, point.value) for event in events for point in event.points.points]
-    assert len({point[:2] for point in points}) == len(points)
-    return {(step, name): value for step, name, value in points}
 
 
 def test_three_workers_give_the_weights_and_curves_of_one(tmp_path: Path, undisturbed: agent.RunEnded) -> None:

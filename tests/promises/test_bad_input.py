@@ -74,6 +74,16 @@ WRONG = [
     job("half a row in a batch", "batch_size: 128", "batch_size: 2.5", "job.yaml:", "2.5", "whole number"),
     job("a validation fraction that yields no rows", "fraction: 0.2", "fraction: 0.0001", "job.yaml:", "0.0001"),
     job("a validation fraction that leaves no rows", "fraction: 0.2", "fraction: 0.9999", "job.yaml:", "0.9999"),
+    Wrong(
+        "reduce-on-plateau without validation rows",
+        "job.yaml",
+        lambda: (
+            DIGITS.replace("fraction: 0.2", "fraction: 0")
+            .replace("momentum: 0.9}", "momentum: 0.9}, schedule: {plateau: {}}")
+            .encode()
+        ),
+        ("job.yaml:", "plateau", "validation_fraction"),
+    ),
     job("layers whose shapes do not meet", "dataset: digits", "dataset: images", "dense", "flatten"),
     job("fewer outputs than classes", "units: 10}", "units: 8}", "8", "10"),
     job("numbers to predict under a loss for classes", "dataset: digits", "dataset: numbers", "softmax_cross_entropy"),

@@ -18,6 +18,7 @@ from services.jobs.submission import Submission, Version, prepare
 from tests.services.specs import DIGEST, DIGITS, spec
 
 VERSION = Version("digits", DIGEST, DIGITS)
+PLATEAU = {"sgd": {"learning_rate": 0.1}, "schedule": {"plateau": {}}}
 
 
 def refused(job: JobSpec, version: Version | None = VERSION, known: tuple[str, ...] = ("digits",)) -> dict[str, str]:
@@ -89,7 +90,7 @@ def test_batch_normalization_of_one_row_is_refused_with_the_batch_size_that_work
     )
     works = 2 if batch_size == 1 else 480
     assert wrong["training.batch_size"].endswith(f"take {works}")
-    assert prepare(batch_normalized(training={"epochs": 1, "batch_size": works}), VERSION)
+    prepare(batch_normalized(training={"epochs": 1, "batch_size": works}), VERSION)
 
 
 def test_what_decides_the_weights_changes_the_digest() -> None:
@@ -105,6 +106,25 @@ def test_what_decides_the_weights_changes_the_digest() -> None:
 def test_a_batch_above_the_rows_is_one_short_batch_and_said() -> None:
     job = prepare(spec(training={"epochs": 2, "batch_size": 4096}), VERSION)
     assert job.plan.steps_per_epoch == 1 and "one short batch of 1,438 rows" in job.warnings[0]
+
+
+def test_reduce_on_plateau_has_defaults_and_its_evaluations_decide() -> None:
+    job = prepare(spec(optimizer=PLATEAU), VERSION)
+    assert (job.spec.optimizer.schedule.plateau.factor, job.spec.optimizer.schedule.plateau.patience) == (0.1, 5)
+    assert job.warnings == []
+    other = prepare(spec(optimizer=PLATEAU, evaluation={"every_steps": 6}), VERSION)
+    assert other.arithmetic_digest != job.arithmetic_digest
+
+
+@pytest.mark.parametrize(
+    # 12 steps an epoch: evaluations at 12, 24, ...; the first sets the lowest loss, the last changes nothing any more.
+    ("epochs", "warmup", "said"),
+    [(7, 0, None), (6, 0, "4 evaluations"), (1, 0, "0 evaluations"), (7, 12, None), (8, 24, None), (7, 24, "4 evaluations")],
+)
+def test_a_plateau_that_cannot_act_is_said(epochs: int, warmup: int, said: str | None) -> None:
+    optimizer = {"sgd": {"learning_rate": 0.1}, "schedule": {"plateau": {}, "warmup_steps": warmup}}
+    job = prepare(spec(optimizer=optimizer, training={"epochs": epochs, "batch_size": 128}), VERSION)
+    assert [said is not None and said in warning for warning in job.warnings] == ([True] if said else [])
 
 
 def test_all_violations_at_once() -> None:
@@ -137,6 +157,7 @@ def test_all_violations_at_once() -> None:
         ({"optimizer": {"sgd": {"learning_rate": "Infinity"}}}, "optimizer.sgd.learning_rate"),
         ({"optimizer": {"lamb": {"learning_rate": 0.1}}}, "optimizer.lamb"),
         ({"model": {"layers": [{"dense": {"units": 10}}, {"attention": {"heads": 2}}]}}, "model.layers[1].attention"),
+        ({"optimizer": PLATEAU, "validation_fraction": 0}, "optimizer.schedule.plateau"),
         ({"model": {"layers": [{}]}}, "model.layers[0]"),
         ({"loss": {"mean_squared_error": {}}}, "loss.mean_squared_error"),
         ({"workers": {"min": 3, "max": 2}}, "workers.min"),

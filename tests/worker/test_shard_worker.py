@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import time
@@ -104,8 +105,10 @@ def test_paths_decay_and_a_schedule_give_the_same_bits_on_any_number_of_workers(
         five.form(files, run, nodes)
         five.restore()
         first = five.stretch(1, 11)[0].losses[0].loss
-        last = five.stretch(12, 40)[0].losses[-1].loss
+        end = five.stretch(12, 40, rate_factor=0.3)[0].losses[-1]
+        last = end.loss
         assert last < first
+        assert end.learning_rate == 0.01 * ((1 + math.cos(math.pi * (34 / (run.plan.total_steps - 5)))) / 2) * 0.3
         hashes.add(weights_hash(run, INPUTS, five.state(40)))
         losses.add(last)
     assert len(hashes) == len(losses) == 1
@@ -207,7 +210,7 @@ def test_a_lost_worker_is_named_within_the_deadline_and_the_survivors_go_on(
         workers.form(files, run, floor_s=2.0)
         workers.restore()
         for rank in range(3):
-            workers.send(rank, stretch=pb.StretchRequest(first_step=1, last_step=10_000_000))
+            workers.send(rank, stretch=pb.StretchRequest(first_step=1, last_step=10_000_000, rate_factor=1))
         lost = workers.endpoints[victim]
         wait_for_steps(lost.pid, lost.segment_fd, 200)
         os.kill(lost.pid, sign)
@@ -275,7 +278,7 @@ def test_groups_that_follow_each_other_leave_nothing(files: Path, digest: str) -
         prepared = ask(prepare=request).prepare
         ask(connect=pb.PeersRequest(peers=[prepared]))
         ask(restore=pb.RestoreRequest())
-        ask(stretch=pb.StretchRequest(first_step=1, last_step=20))
+        ask(stretch=pb.StretchRequest(first_step=1, last_step=20, rate_factor=1))
         seen.append(left())
     assert len(set(seen)) == 1 and seen[0][1] == 1
     worker.close()

@@ -32,6 +32,7 @@ from worker.specs import (
     OneCycleSchedule,
     ParallelRecord,
     PenaltyRecord,
+    PlateauSchedule,
     PolynomialSchedule,
     ReluRecord,
     ResidualRecord,
@@ -197,14 +198,15 @@ def test_schedules_and_their_defaults() -> None:
     assert schedule(cosine={}, warmup_steps=5) == CosineSchedule(0.0, 5)
     assert schedule(one_cycle={}) == OneCycleSchedule(0.3, 25, 10000)
     assert schedule(polynomial={}) == PolynomialSchedule(1)
+    assert schedule(plateau={}, warmup_steps=2) == PlateauSchedule(0.1, 5, 2)
+    assert schedule(plateau={"factor": 0.5, "patience": 1}) == PlateauSchedule(0.5, 1)
 
 
 def test_optimizers_that_are_not_built() -> None:
-    given = optimizer(lamb={"learning_rate": 0.1}, schedule={"plateau": {}}, clipping={"value": 1.0})
+    given = optimizer(lamb={"learning_rate": 0.1}, clipping={"value": 1.0})
     with pytest.raises(UserError) as raised:
         optimizer_record(given)
     assert violations(raised) == [
-        ("optimizer.schedule.plateau", "SCHEDULE_NOT_BUILT"),
         ("optimizer.clipping", "OPTION_NOT_BUILT"),
         ("optimizer.lamb", "OPTIMIZER_NOT_BUILT"),
     ]

@@ -146,9 +146,10 @@ class Workers:
         """Sets the state."""
         self.ask(restore=pb.RestoreRequest(step=step, checkpoint_folder=folder))
 
-    def stretch(self, first: int, last: int) -> list[pb.StretchReply]:
+    def stretch(self, first: int, last: int, rate_factor: float = 1.0) -> list[pb.StretchReply]:
         """Takes steps."""
-        return [reply.stretch for reply in self.ask(stretch=pb.StretchRequest(first_step=first, last_step=last))]
+        request = pb.StretchRequest(first_step=first, last_step=last, rate_factor=rate_factor)
+        return [reply.stretch for reply in self.ask(stretch=request)]
 
     def state(self, step: int, same_node: bool = True) -> State:
         """A snapshot."""

@@ -80,7 +80,10 @@ class Reduction:
         loss_sums: Sequence[float],
         denominators: Sequence[float],
     ) -> StepSums:
-        """Joins the step: a batch of `rows` rows in `filled` shards. The sums are per subtree of this worker; the vectors are in its memory."""
+        """Joins the step of a batch of `rows` rows in `filled` shards.
+
+        The sums are per subtree of this worker; the vectors are in its memory.
+        """
         plan = self._plans.get(filled)
         if plan is None:
             plan = self._plans[filled] = StepPlan(

@@ -54,6 +54,7 @@ from worker.specs.schedules import (
     CosineSchedule,
     ExponentialSchedule,
     OneCycleSchedule,
+    PlateauSchedule,
     PolynomialSchedule,
     StepSchedule,
 )
@@ -98,6 +99,7 @@ __all__ = [
     "OptimizerRecord",
     "ParallelRecord",
     "PenaltyRecord",
+    "PlateauSchedule",
     "PolynomialSchedule",
     "PositionsRecord",
     "ReluRecord",

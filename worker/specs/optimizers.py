@@ -167,7 +167,7 @@ _OPTIMIZERS: dict[str, Callable[[Optimizer, ScheduleRecord, list[Violation]], Op
 def optimizer_record(optimizer: Optimizer) -> OptimizerRecord:
     """The record of an optimizer with its schedule. Raises UserError for what is not built or out of range."""
     wrong: list[Violation] = []
-    schedule = read_schedule(optimizer.schedule, wrong)
+    schedule = read_schedule(optimizer.schedule)
     if optimizer.HasField("clipping"):
         wrong.append(option_not_built("optimizer.clipping", optimizer.clipping.WhichOneof("kind") or "nothing"))
     kind = optimizer.WhichOneof("kind") or ""

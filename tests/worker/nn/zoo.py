@@ -60,9 +60,15 @@ def _dense(units: int, **options: Any) -> Any:
     return {"dense": {"units": units, **options}}
 
 
-SAME, RELU, NORM = {"padding": {"same": {}}}, {"relu": {}}, {"batch_norm": {}}
+def _attention(heads: int, **options: Any) -> Any:
+    return {"attention": {"heads": heads, **options}}
+
+
+SAME: Any = {"padding": {"same": {}}}
+RELU: Any = {"relu": {}}
+NORM: Any = {"batch_norm": {}}
 TWO = {"height": 2, "width": 2}
-CLASSES = {"softmax_cross_entropy": {}}
+CLASSES: Any = {"softmax_cross_entropy": {}}
 
 ZOO: dict[str, Animal] = {
     "dense": Animal(
@@ -81,8 +87,18 @@ ZOO: dict[str, Animal] = {
     "error functions": Animal((5,), [_dense(8), {"gelu": {}}, _dense(8), {"gelu": {"form": "TANH"}}, _dense(3)], CLASSES),
     "letters": Animal(
         (12, 12, 1),
-        [_conv(4, 5), RELU, {"max_pool": {"window": TWO}}, _conv(5, 3, **SAME), RELU, {"average_pool": {"window": TWO}}]
-        + [{"flatten": {}}, _dense(11), {"tanh": {}}, _dense(3)],
+        [
+            _conv(4, 5),
+            RELU,
+            {"max_pool": {"window": TWO}},
+            _conv(5, 3, **SAME),
+            RELU,
+            {"average_pool": {"window": TWO}},
+            {"flatten": {}},
+            _dense(11),
+            {"tanh": {}},
+            _dense(3),
+        ],
         {"softmax_cross_entropy": {"label_smoothing": 0.1, "class_weights": [1, 2, 0.5]}},
     ),
     "residual images": Animal(
@@ -138,7 +154,7 @@ ZOO: dict[str, Animal] = {
         [
             {"embedding": {"vocabulary": 11, "width": 8}},
             {"positions": {}},
-            {"residual": {"layers": [{"layer_norm": {}}, {"attention": {"heads": 2}}, {"dropout": {"rate": 0.1}}]}},
+            {"residual": {"layers": [{"layer_norm": {}}, _attention(2, padding_index=0), {"dropout": {"rate": 0.1}}]}},
             {"residual": {"layers": [{"layer_norm": {}}, _dense(16), {"gelu": {}}, _dense(8)]}},
             {"layer_norm": {}},
             {"global_pool": {}},
@@ -152,7 +168,7 @@ ZOO: dict[str, Animal] = {
         [
             {"embedding": {"vocabulary": 5, "width": 6}},
             {"positions": {"form": "SINUSOIDAL"}},
-            {"residual": {"layers": [{"rms_norm": {}}, {"attention": {"heads": 3, "causal": True}}]}},
+            {"residual": {"layers": [{"rms_norm": {}}, _attention(3, causal=True)]}},
             _dense(5),
         ],
         {"softmax_cross_entropy": {"ignored_label": 0}},

@@ -395,19 +395,23 @@ class StretchRequest(_message.Message):
 
     FIRST_STEP_FIELD_NUMBER: _builtins.int
     LAST_STEP_FIELD_NUMBER: _builtins.int
+    RATE_FACTOR_FIELD_NUMBER: _builtins.int
     first_step: _builtins.int
     """The first step."""
     last_step: _builtins.int
     """The last step."""
+    rate_factor: _builtins.float
+    """What the learning rates of these steps are multiplied by: what the controller made of the evaluations so far, else 1."""
     def __init__(
         self,
         *,
         first_step: _builtins.int = ...,
         last_step: _builtins.int = ...,
+        rate_factor: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_step", b"first_step", "last_step", b"last_step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_step", b"first_step", "last_step", b"last_step", "rate_factor", b"rate_factor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
