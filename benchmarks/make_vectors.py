@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.oracle import cases
-from benchmarks.oracle.layers import chain
+from benchmarks.oracle.layers import network
 from benchmarks.oracle.losses import loss_and_denominator, penalty
 from benchmarks.oracle.networks import NETWORKS
 from benchmarks.oracle.optimizers import build_optimizer, clip
@@ -37,7 +37,8 @@ Shape = tuple[int, ...]
 
 
 def numbers(tensor: torch.Tensor) -> Any:
-    """A tensor as nested lists: of numbers that read back are the same float64."""
+    """A tensor as nested lists of numbers, which read back are the same float64."""
+    assert torch.isfinite(tensor).all()
     return tensor.detach().tolist()
 
 
@@ -72,14 +73,14 @@ def layer_case(name: str, layer: Case, row: Shape) -> Case:
     shape = (ROWS_OF_IMAGES if len(row) == 3 else ROWS, *row)
     x = draw.whole(shape, 3).to(torch.float64) if name in cases.TIED else draw_inputs(draw, layer, shape)
     x.requires_grad_()
-    y = chain([layer], tensors, x, True)
+    y = network([layer], tensors, x, True)
     dy = draw.spread(tuple(y.shape))
     torch.sum(y * dy).backward()
     case = {"name": name, "layer": layer, "row": row, "tensors": named(tensors.learned), "x": numbers(x), "y": numbers(y)}
     case |= {"dy": numbers(dy), "dx": numbers(x.grad), "gradients": gradients(tensors)}
     if tensors.state:
         case |= {"state": named(tensors.state), "updated": named({key: value for key, (value,) in tensors.updates.items()})}
-        case["inference"] = numbers(chain([layer], tensors, x, False))
+        case["inference"] = numbers(network([layer], tensors, x, False))
     return case
 
 
@@ -106,7 +107,7 @@ def network_case(name: str, layers: list[Case], row: Shape, loss: Case, shards: 
     draw = Draw(name)
     tensors = Tensors(draw)
     x = draw_inputs(draw, layers[0], (sum(shards), *row))
-    outputs = [chain(layers, tensors, part, True) for part in x.split(shards)]
+    outputs = [network(layers, tensors, part, True) for part in x.split(shards)]
     y = draw_targets(draw, loss, torch.cat(outputs).shape)
     sums = [loss_and_denominator(loss, z, part) for z, part in zip(outputs, y.split(shards), strict=True)]
     total = torch.stack([value for value, _ in sums]).sum()
@@ -118,7 +119,7 @@ def network_case(name: str, layers: list[Case], row: Shape, loss: Case, shards: 
         weights = torch.tensor([float(rows) for rows in shards]) / sum(shards)
         updated = {key: torch.stack(values, -1) @ weights for key, values in tensors.updates.items()}
         case |= {"state": named(tensors.state), "updated": named(updated)}
-    return case | {"inference": numbers(chain(layers, tensors, x, False))}
+    return case | {"inference": numbers(network(layers, tensors, x, False))}
 
 
 def optimizer_case(name: str, optimizer: Case, loss: Case) -> Case:
@@ -127,13 +128,13 @@ def optimizer_case(name: str, optimizer: Case, loss: Case) -> Case:
     tensors = Tensors(draw)
     layers = [cases.dense(3), {"tanh": {}}, cases.dense(2)]
     x, y = draw.spread((ROWS_OF_LOSSES, 4)), draw.whole((ROWS_OF_LOSSES,), 2)
-    chain(layers, tensors, x, True)
+    network(layers, tensors, x, True)
     method = build_optimizer(optimizer, tensors.learned)
     case = {"name": name, "optimizer": optimizer, "layers": layers, "loss": loss, "x": numbers(x), "y": numbers(y)}
     case |= {"tensors": named(tensors.learned), "losses": [], "trajectory": []}
     for _ in range(STEPS):
         method.zero_grad()
-        total, denominator = loss_and_denominator(loss, chain(layers, tensors, x, True), y)
+        total, denominator = loss_and_denominator(loss, network(layers, tensors, x, True), y)
         mean = total / denominator
         (mean + penalty(loss, tensors.learned)).backward()
         clip(optimizer.get("clipping", {}), tensors.learned)

@@ -201,6 +201,7 @@ SCHEDULES: dict[str, Options] = {
     "constant": {"constant": {}},
     "step": {"step": {"every_epochs": 1}},
     "step, every other epoch": {"step": {"every_epochs": 2, "factor": 0.3}},
+    "step after a warm-up": {"step": {"every_epochs": 1, "factor": 0.5}, "warmup_steps": 4},
     "exponential": {"exponential": {"factor": 0.7}},
     "cosine": {"cosine": {}},
     "cosine floor": {"cosine": {"floor": 0.2}},

@@ -18,6 +18,12 @@ Options = dict[str, Any]
 Layer = dict[str, Options]
 
 
+def network(layers: Sequence[Layer], tensors: Tensors, x: torch.Tensor, training: bool) -> torch.Tensor:
+    """A whole network, from its input."""
+    tensors.input = x
+    return chain(layers, tensors, x, training)
+
+
 def chain(layers: Sequence[Layer], tensors: Tensors, x: torch.Tensor, training: bool, prefix: str = "") -> torch.Tensor:
     """Layers one after the other. `prefix` is the name of what holds them, such as "2.residual.layers."."""
     for index, layer in enumerate(layers):
@@ -153,10 +159,13 @@ def attention(options: Options, p: Place, x: torch.Tensor, training: bool) -> to
     length, width = x.shape[1:]
     projection, projection_bias = p("projection", width, 3 * width), p("projection_bias", 3 * width)
     output, output_bias = p("output", width, width), p("output_bias", width)
+    padding = p.tensors.input == options["padding_index"] if "padding_index" in options else None
     hidden = torch.ones(length, length, dtype=torch.bool).triu(1) if options.get("causal") else None
     x = x.transpose(0, 1)
     weights = (projection.T, projection_bias, None, None, False, 0.0, output.T, output_bias)
-    y, _ = F.multi_head_attention_forward(x, x, x, width, options["heads"], *weights, attn_mask=hidden, need_weights=False)
+    y, _ = F.multi_head_attention_forward(
+        x, x, x, width, options["heads"], *weights, key_padding_mask=padding, attn_mask=hidden, need_weights=False
+    )
     return y.transpose(0, 1)
 
 

@@ -149,6 +149,17 @@ NETWORKS: dict[str, tuple[list[Options], tuple[int, ...], Options, tuple[int, ..
         {"binary_cross_entropy": {}},
         (2, 2),
     ),
+    "attention that does not see padding": (
+        [
+            {"embedding": {"vocabulary": 4, "width": 4}},
+            {"residual": {"layers": [{"attention": {"heads": 2, "padding_index": 3}}]}},
+            {"attention": {"heads": 1, "padding_index": 3, "causal": True}},
+            dense(4),
+        ],
+        (5,),
+        {"softmax_cross_entropy": {"ignored_label": 3}},
+        (2, 2),
+    ),
     "recurrent": (
         [
             {"lstm": {"units": 3, "sequence": True}},

@@ -39,6 +39,8 @@ class Tensors:
         self.learned: dict[str, torch.Tensor] = {}
         self.state: dict[str, torch.Tensor] = {}
         self.updates: dict[str, list[torch.Tensor]] = {}
+        # The network's: attention finds padding in it.
+        self.input = torch.zeros(0)
 
     def layer(self, prefix: str) -> Place:
         return Place(self, prefix)

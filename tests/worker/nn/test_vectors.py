@@ -52,7 +52,7 @@ GELU_TOLERANCE = 1e-9
 # Of networks in float32, as they train.
 SINGLE_TOLERANCE = 3e-5
 # Random, or other than PyTorch's by a step; and what is not built.
-WITHOUT_VECTORS = frozenset({"dropout", "initializer", "one_cycle", "plateau", "clipping", "lamb", "padding_index"})
+WITHOUT_VECTORS = frozenset({"dropout", "initializer", "one_cycle", "plateau", "clipping", "lamb"})
 
 
 def name_of(case: Case) -> str:
