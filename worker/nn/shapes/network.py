@@ -72,7 +72,7 @@ class _Walk:
                 f"of {shape[0]} positions: leave the field out"
             )
             refusals.field("padding_index", record.padding_index, remedy)
-        layer = LayerShapes(record, name, place, number, shape, outcome.output, outcome.tensors)
+        layer = LayerShapes(record, name, place, number, shape, outcome.output, outcome.tensors, kept=outcome.kept)
         self._count(layer)
         return layer
 
