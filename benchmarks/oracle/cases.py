@@ -194,6 +194,21 @@ OPTIMIZERS: dict[str, tuple[Options, Options]] = {
     ),
     "sgd, penalties": ({"sgd": {"learning_rate": 0.3}}, {**CROSS_ENTROPY, "l1": 0.02, "l2": 0.1}),
     "adamw, decay and penalties": ({"adamw": {"learning_rate": 0.05, "weight_decay": 0.2}}, {**CROSS_ENTROPY, "l2": 0.05}),
+    "sgd, values clipped": ({"sgd": {"learning_rate": 1.0}, "clipping": {"value": 0.05}}, CROSS_ENTROPY),
+    "momentum, norm clipped": ({"momentum": {"learning_rate": 0.3}, "clipping": {"global_norm": 0.2}}, CROSS_ENTROPY),
+    "adam, norm clipped after penalties": (
+        {"adam": {"learning_rate": 0.05}, "clipping": {"global_norm": 0.1}},
+        {**CROSS_ENTROPY, "l2": 0.1},
+    ),
+    "lamb": ({"lamb": {"learning_rate": 0.05}}, CROSS_ENTROPY),
+    "lamb options": (
+        {"lamb": {"learning_rate": 0.1, "beta1": 0.7, "beta2": 0.95, "epsilon": 0.01, "weight_decay": 0.3}},
+        CROSS_ENTROPY,
+    ),
+    "lamb, penalties and norm clipped": (
+        {"lamb": {"learning_rate": 0.05}, "clipping": {"global_norm": 0.1}},
+        {**CROSS_ENTROPY, "l1": 0.01, "l2": 0.1},
+    ),
 }
 
 # The learning rates of four epochs of three steps.
