@@ -62,6 +62,8 @@ RESTORE_S = 300.0
 # A round of evaluation; offering a snapshot.
 EVALUATE_S = 600.0
 SNAPSHOT_S = 300.0
+# One tensor of a gradient check, whose elements take at most worker.limits.GRADIENT_CHECK_TIME_S in all.
+GRADIENT_CHECK_S = 300.0
 # Once a worker is lost, the others' answers are awaited this much longer.
 LOSS_GRACE_S = 0.3
 # How long a wait lasts before it looks for a cancel.

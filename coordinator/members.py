@@ -114,6 +114,12 @@ class Members:
         replies = self._ask("evaluating", request, "evaluate", limits.EVALUATE_S, interrupted)
         return [reply.evaluate for reply in replies]
 
+    def check_gradient(self, tensor: int) -> worker_pb2.GradientCheckReply:
+        """Has the one worker compare the gradient of a learned tensor with differences of the loss."""
+        request = _Request(gradient_check=worker_pb2.GradientCheckRequest(tensor=tensor))
+        (reply,) = self._ask(f"checking the gradient of tensor {tensor}", request, "gradient_check", limits.GRADIENT_CHECK_S)
+        return reply.gradient_check
+
     def state(self) -> list[Parts]:
         """The ranges of the state that each worker answers for, copied."""
         request = _Request(snapshot=worker_pb2.SnapshotRequest(step=self._step))

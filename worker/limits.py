@@ -41,5 +41,14 @@ STEP_TIMES = 4096
 # Rows that are named when a shard is not finite.
 NAMED_ROWS = 16
 
+# Rows of a gradient check, elements of one tensor that it compares, and evaluations of the loss that all of them take; one
+# element of each tensor is compared whatever it takes.
+GRADIENT_CHECK_ROWS = 16
+GRADIENT_CHECK_ELEMENTS = 50
+GRADIENT_CHECK_EVALUATIONS = 20_000
+
+# Time for the elements of a gradient check; when it is up, a tensor gets one element and no more.
+GRADIENT_CHECK_TIME_S = 40.0
+
 # Characters of a failure's trace that is sent; its end is kept.
 TRACE_CHARACTERS = 20_000

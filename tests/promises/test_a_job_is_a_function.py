@@ -102,6 +102,18 @@ def test_the_examples_learn(service: Service, jobs: dict[tuple[int, int], Traini
     assert sum(one.support for one in iris.validation_classes) == 30 and all(one.name for one in iris.validation_classes)
 
 
+def test_the_gradients_of_the_examples_are_right(service: Service) -> None:
+    for name in ("digits.yaml", "iris.yaml"):
+        done = service.cli("gradcheck", "--json", f"examples/{name}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        job = json.loads(done.stdout)
+        check = job["result"]["gradient_check"]
+        assert (job["kind"], job["state"], len(check["tensors"])) == ("GRADIENT_CHECK", "SUCCEEDED", 4)
+        assert 0 < check["worst_relative_error"] < check["tolerance"] == 1e-6 and check["rows"] == 16
+        with service.client() as client:
+            assert client.get(job["name"]).result.gradient_check.worst_relative_error == check["worst_relative_error"]
+
+
 def test_digits_long_is_the_same_job_for_longer() -> None:
     long, short = example("digits-long.yaml"), example("digits.yaml")
     for spec in (long, short):

@@ -147,6 +147,12 @@ class Model:
         weights = tuple([tree_sum(node, denominators) for node in step.nodes])
         return Result(loss_sums, weights, finite and math.isfinite(sum(losses)))
 
+    def loss_sum(self, stacks: Sequence[Stack], combine: Sequence[Node] | None = None, streams: Streams | None = None) -> float:
+        """The loss sum of `loss_and_gradient` by its forward pass alone; `gradients` stay as they are."""
+        step = self._step(stacks, combine)
+        losses = step.losses(stacks, streams)[0]
+        return Result(tuple([tree_sum(node, losses) for node in step.nodes]), (), True).loss_sum
+
     def locate_non_finite(
         self, stacks: Sequence[Stack], combine: Sequence[Node] | None = None, streams: Streams | None = None
     ) -> NonFinitePlace | None:

@@ -8,7 +8,7 @@ import click
 
 from lockstep import __version__
 from lockstep.cli.conventions import Target, as_json
-from lockstep.cli.job_lines import WAIT_STATES, State, result_words, state_line
+from lockstep.cli.job_lines import WAIT_STATES, State, gradient_table, result_words, state_line
 from lockstep.cli.metric_words import all_metrics, class_row
 from lockstep.cli.output import duration, json_line, moment, number, pairs, percent, result, size, table, talk
 from lockstep.names import short
@@ -72,9 +72,8 @@ def show(target: Target, job: str, as_json: bool) -> None:
         return
     result(state_line(found))
     progress, plan, spec = found.progress, found.plan, found.spec
-    step = (
-        f"{progress.step:,} of {plan.total_steps:,}, epoch {progress.epoch} of {spec.training.epochs}" if progress.step else ""
-    )
+    epoch = f"epoch {progress.epoch} of {spec.training.epochs}" if progress.epoch else ""
+    step = f"{progress.step:,} of {plan.total_steps:,}" if progress.step else ""
     rate = f"{progress.samples_per_second:,.0f} samples/s" if progress.samples_per_second else ""
     going = progress.HasField("remaining_seconds") and not found.HasField("end_time")
     left = f"{duration(progress.remaining_seconds)} left" if going else ""
@@ -84,7 +83,7 @@ def show(target: Target, job: str, as_json: bool) -> None:
             ("created", moment(found.create_time)),
             ("started", moment(found.start_time)),
             ("ended", moment(found.end_time)),
-            ("step", ", ".join(part for part in (step, rate, left) if part)),
+            ("step", ", ".join(part for part in (step, epoch, rate, left) if part)),
             ("result", result_words(found.result)),
             ("validation", all_metrics(_metrics(found))),
             ("arithmetic", found.arithmetic_digest),
@@ -103,6 +102,9 @@ def show(target: Target, job: str, as_json: bool) -> None:
     if found.result.checkpoints:
         result("")
         table(("CHECKPOINT", "SIZE", "WEIGHTS", ""), [_checkpoint(one) for one in found.result.checkpoints])
+    if found.result.HasField("gradient_check"):
+        result("")
+        gradient_table(found.result.gradient_check)
 
 
 def _metrics(job: training_job_pb2.TrainingJob) -> training_job_pb2.ValidationMetrics:

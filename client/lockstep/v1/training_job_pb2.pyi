@@ -176,7 +176,7 @@ class TrainingJob(_message.Message):
 
     @_builtins.property
     def result(self) -> Global___Result:
-        """The result; set when the job has ended with a checkpoint."""
+        """The result; set when the job has ended with a checkpoint, or with a gradient check."""
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -234,7 +234,7 @@ class Plan(_message.Message):
     steps_per_epoch: _builtins.int
     """Steps of one epoch, its short last batch included."""
     total_steps: _builtins.int
-    """Steps of the job."""
+    """Steps of the job; of a gradient check, its tensors."""
     shards: _builtins.int
     """Logical shards of a mini-batch."""
     parameters: _builtins.int
@@ -429,11 +429,11 @@ class Progress(_message.Message):
     REMAINING_SECONDS_FIELD_NUMBER: _builtins.int
     VALIDATION_METRICS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """The last applied step."""
+    """The last applied step; in a gradient check, the tensors that are checked."""
     total_steps: _builtins.int
-    """Steps of the job."""
+    """Steps of the job; of a gradient check, its tensors."""
     epoch: _builtins.int
-    """The epoch of that step, from 1."""
+    """The epoch of that step, from 1; 0 in a gradient check."""
     loss: _builtins.float
     """Mean training loss of the last reported step."""
     validation_loss: _builtins.float
@@ -697,6 +697,7 @@ class Result(_message.Message):
     VALIDATION_ACCURACY_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    GRADIENT_CHECK_FIELD_NUMBER: _builtins.int
     VALIDATION_METRICS_FIELD_NUMBER: _builtins.int
     VALIDATION_CLASSES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
@@ -716,6 +717,10 @@ class Result(_message.Message):
         """Checkpoints that can be downloaded, in the order of their steps."""
 
     @_builtins.property
+    def gradient_check(self) -> Global___GradientCheckResult:
+        """What a gradient check found; it has no checkpoints."""
+
+    @_builtins.property
     def validation_metrics(self) -> Global___ValidationMetrics:
         """What else the last evaluation found."""
 
@@ -733,12 +738,13 @@ class Result(_message.Message):
         validation_accuracy: _builtins.float | None = ...,
         fingerprint: _builtins.str = ...,
         checkpoints: _abc.Iterable[Global___Checkpoint] | None = ...,
+        gradient_check: Global___GradientCheckResult | None = ...,
         validation_metrics: Global___ValidationMetrics | None = ...,
         validation_classes: _abc.Iterable[Global___ClassMetrics] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "loss", b"loss", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "gradient_check", b"gradient_check", "loss", b"loss", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "checkpoints", b"checkpoints", "fingerprint", b"fingerprint", "loss", b"loss", "step", b"step", "validation_accuracy", b"validation_accuracy", "validation_classes", b"validation_classes", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics", "weights_sha256", b"weights_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "checkpoints", b"checkpoints", "fingerprint", b"fingerprint", "gradient_check", b"gradient_check", "loss", b"loss", "step", b"step", "validation_accuracy", b"validation_accuracy", "validation_classes", b"validation_classes", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
@@ -754,6 +760,108 @@ class Result(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_loss) -> _WhichOneofReturnType__validation_loss | None: ...
 
 Global___Result: _TypeAlias = Result  # noqa: Y015
+
+@_typing.final
+class GradientCheckResult(_message.Message):
+    """The backward pass against central differences in float64, at the initial weights."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSORS_FIELD_NUMBER: _builtins.int
+    WORST_RELATIVE_ERROR_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
+    FLOAT32_TOLERANCE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    worst_relative_error: _builtins.float
+    """The worst relative error of all; NaN where a derivative is not finite."""
+    tolerance: _builtins.float
+    """What it must stay below."""
+    float32_tolerance: _builtins.float
+    """What the deviation of float32 must stay below."""
+    rows: _builtins.int
+    """Rows that the loss was a sum over: the first ones of the first mini-batch."""
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorGradientCheck]:
+        """The learned tensors, in the order in which they were checked."""
+
+    def __init__(
+        self,
+        *,
+        tensors: _abc.Iterable[Global___TensorGradientCheck] | None = ...,
+        worst_relative_error: _builtins.float = ...,
+        tolerance: _builtins.float = ...,
+        float32_tolerance: _builtins.float = ...,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["float32_tolerance", b"float32_tolerance", "rows", b"rows", "tensors", b"tensors", "tolerance", b"tolerance", "worst_relative_error", b"worst_relative_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GradientCheckResult: _TypeAlias = GradientCheckResult  # noqa: Y015
+
+@_typing.final
+class TensorGradientCheck(_message.Message):
+    """One tensor of a gradient check."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    ELEMENTS_FIELD_NUMBER: _builtins.int
+    CHECKED_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    WORST_RELATIVE_ERROR_FIELD_NUMBER: _builtins.int
+    WORST_INDEX_FIELD_NUMBER: _builtins.int
+    BACKWARD_FIELD_NUMBER: _builtins.int
+    NUMERICAL_FIELD_NUMBER: _builtins.int
+    FLOAT32_DEVIATION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"0.dense.weight"."""
+    elements: _builtins.int
+    """Its elements."""
+    checked: _builtins.int
+    """Elements that were compared."""
+    skipped: _builtins.int
+    """Elements that were not: so near a kink of the loss that it has no derivative to compare with."""
+    worst_relative_error: _builtins.float
+    """The largest error of an element over the larger of both derivatives."""
+    backward: _builtins.float
+    """The derivative there by the backward pass, of the sum of the rows' losses."""
+    numerical: _builtins.float
+    """The derivative there by central differences."""
+    float32_deviation: _builtins.float
+    """How far its layer's gradients in float32 are from those in float64, relative to these, in the Euclidean norm."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its public shape."""
+
+    @_builtins.property
+    def worst_index(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Where that is, in the public shape."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        elements: _builtins.int = ...,
+        checked: _builtins.int = ...,
+        skipped: _builtins.int = ...,
+        worst_relative_error: _builtins.float = ...,
+        worst_index: _abc.Iterable[_builtins.int] | None = ...,
+        backward: _builtins.float = ...,
+        numerical: _builtins.float = ...,
+        float32_deviation: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backward", b"backward", "checked", b"checked", "elements", b"elements", "float32_deviation", b"float32_deviation", "name", b"name", "numerical", b"numerical", "shape", b"shape", "skipped", b"skipped", "worst_index", b"worst_index", "worst_relative_error", b"worst_relative_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorGradientCheck: _TypeAlias = TensorGradientCheck  # noqa: Y015
 
 @_typing.final
 class Checkpoint(_message.Message):

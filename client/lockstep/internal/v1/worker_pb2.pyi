@@ -11,6 +11,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from lockstep.internal.v1 import agent_service_pb2 as _agent_service_pb2
+from lockstep.v1 import training_job_pb2 as _training_job_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -36,6 +37,7 @@ class WorkerRequest(_message.Message):
     EVALUATE_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    GRADIENT_CHECK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___JoinRequest:
         """Prove yourself."""
@@ -68,6 +70,10 @@ class WorkerRequest(_message.Message):
     def heartbeat(self) -> Global___HeartbeatRequest:
         """Nothing; the coordinator lives."""
 
+    @_builtins.property
+    def gradient_check(self) -> Global___GradientCheckRequest:
+        """Compare the gradient of one tensor with differences of the loss."""
+
     def __init__(
         self,
         *,
@@ -79,12 +85,13 @@ class WorkerRequest(_message.Message):
         evaluate: Global___EvaluateRequest | None = ...,
         snapshot: Global___SnapshotRequest | None = ...,
         heartbeat: Global___HeartbeatRequest | None = ...,
+        gradient_check: Global___GradientCheckRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "gradient_check", b"gradient_check", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "gradient_check", b"gradient_check", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["join", "prepare", "connect", "restore", "stretch", "evaluate", "snapshot", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["join", "prepare", "connect", "restore", "stretch", "evaluate", "snapshot", "heartbeat", "gradient_check"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -102,6 +109,7 @@ class WorkerReply(_message.Message):
     STRETCH_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
+    GRADIENT_CHECK_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___JoinReply:
@@ -128,6 +136,10 @@ class WorkerReply(_message.Message):
         """To snapshot."""
 
     @_builtins.property
+    def gradient_check(self) -> Global___GradientCheckReply:
+        """To gradient_check."""
+
+    @_builtins.property
     def failure(self) -> Global___Failure:
         """Instead of an answer."""
 
@@ -140,13 +152,14 @@ class WorkerReply(_message.Message):
         stretch: Global___StretchReply | None = ...,
         evaluate: Global___EvaluateReply | None = ...,
         snapshot: Global___SnapshotReply | None = ...,
+        gradient_check: Global___GradientCheckReply | None = ...,
         failure: Global___Failure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "join", b"join", "prepare", b"prepare", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "gradient_check", b"gradient_check", "join", b"join", "prepare", b"prepare", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "join", b"join", "prepare", b"prepare", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "gradient_check", b"gradient_check", "join", b"join", "prepare", b"prepare", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_reply: _TypeAlias = _typing.Literal["join", "prepare", "done", "stretch", "evaluate", "snapshot", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_reply: _TypeAlias = _typing.Literal["join", "prepare", "done", "stretch", "evaluate", "snapshot", "gradient_check", "failure"]  # noqa: Y015
     _WhichOneofArgType_reply: _TypeAlias = _typing.Literal["reply", b"reply"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_reply) -> _WhichOneofReturnType_reply | None: ...
 
@@ -838,6 +851,56 @@ class StateVector(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StateVector: _TypeAlias = StateVector  # noqa: Y015
+
+@_typing.final
+class GradientCheckRequest(_message.Message):
+    """Compare the gradient of one tensor with differences of the loss, at the initial weights. The worker must be alone in its group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSOR_FIELD_NUMBER: _builtins.int
+    tensor: _builtins.int
+    """The tensor: 0, 1, ..."""
+    def __init__(
+        self,
+        *,
+        tensor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tensor", b"tensor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GradientCheckRequest: _TypeAlias = GradientCheckRequest  # noqa: Y015
+
+@_typing.final
+class GradientCheckReply(_message.Message):
+    """One tensor that was checked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSOR_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Rows that the loss is a sum over."""
+    @_builtins.property
+    def tensor(self) -> _training_job_pb2.TensorGradientCheck:
+        """What was found."""
+
+    def __init__(
+        self,
+        *,
+        tensor: _training_job_pb2.TensorGradientCheck | None = ...,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tensor", b"tensor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "tensor", b"tensor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GradientCheckReply: _TypeAlias = GradientCheckReply  # noqa: Y015
 
 @_typing.final
 class HeartbeatRequest(_message.Message):
