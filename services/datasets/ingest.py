@@ -100,4 +100,6 @@ def schema_of(document: dict[str, Any], size_bytes: int) -> DatasetSchema:
             schema.classes.no_label = classes["no_label"]
     else:
         schema.numbers.width = target["numbers"]["width"]
+    if document.get("largest_index") is not None:
+        schema.largest_index = document["largest_index"]
     return schema

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, final
 
@@ -12,11 +12,14 @@ from lockstep.contract.digests import uses_controller
 from lockstep.contract.errors import UserError, Violation
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
 from lockstep.v1.job_spec_pb2 import Arithmetic, JobSpec, NonFinitePolicy
-from worker.nn.shapes import check_against_dataset, flattened, layer_shapes
+from worker.nn.shapes import LayerShapes, check_against_dataset, flattened, layer_shapes
 from worker.specs import (
     Architecture,
+    EmbeddingRecord,
+    FlattenRecord,
     LossRecord,
     OptimizerRecord,
+    ReshapeRecord,
     architecture,
     loss_record,
     optimizer_record,
@@ -88,6 +91,34 @@ def batch_statistics(spec: JobSpec, model: Architecture, training_rows: int) -> 
     remedy = f"a batch of one row has one number a channel at model.{place}, and a variance takes two; "
     remedy += f"take {works}" if works is not None else "give the dataset more rows, or use layer_norm"
     yield Violation("training.batch_size", str(batch), remedy, "TOO_FEW_VALUES")
+
+
+def indices(spec: JobSpec, model: Architecture, schema: DatasetSchema) -> Iterator[Violation]:
+    """An embedding over the dataset's inputs takes whole numbers below its vocabulary."""
+    for layer in _first_embeddings(layer_shapes(model)):
+        place = f"model.{layer.place}"
+        assert isinstance(layer.record, EmbeddingRecord)
+        if spec.preprocessing.HasField("standardize"):
+            remedy = f"standardized inputs are no whole numbers, which {place} takes; leave it out"
+            yield Violation("preprocessing.standardize", "", remedy, "INPUTS_ARE_NOT_INDICES")
+            return
+        if not schema.HasField("largest_index"):
+            remedy = "it takes indices, and the dataset's inputs are not all whole numbers from 0 on"
+            yield Violation(place, "", remedy, "INPUTS_ARE_NOT_INDICES")
+        elif schema.largest_index >= layer.record.vocabulary:
+            remedy = f"the dataset's largest index is {schema.largest_index}; give at least {schema.largest_index + 1}"
+            yield Violation(f"{place}.vocabulary", str(layer.record.vocabulary), remedy, "INDEX_OUT_OF_RANGE")
+
+
+def _first_embeddings(layers: Sequence[LayerShapes]) -> Iterator[LayerShapes]:
+    """The embeddings that the network's input reaches as it is, or in another shape."""
+    for layer in layers:
+        if isinstance(layer.record, EmbeddingRecord):
+            yield layer
+        for branch in layer.branches:
+            yield from _first_embeddings(branch)
+        if not isinstance(layer.record, FlattenRecord | ReshapeRecord):
+            return
 
 
 def workers(spec: JobSpec, batch: BatchShards) -> Iterator[Violation]:

@@ -80,8 +80,9 @@ def prepare(
         training_rows = version.schema.rows - validation_count(version.schema.rows, spec.validation_fraction)
     shards = checks.BatchShards.of(spec, model, training_rows)
     wrong += checks.workers(spec, shards)
-    if model is not None and training_rows is not None and not wrong:
+    if model is not None and version is not None and training_rows is not None and not wrong:
         wrong += checks.batch_statistics(spec, model, training_rows)
+        wrong += checks.indices(spec, model, version.schema)
     wrong = _first_per_place(wrong)
     if wrong:
         raise UserError(wrong[: limits.VIOLATIONS])

@@ -185,7 +185,7 @@ def test_outputs_of_numbers_must_be_as_many() -> None:
 
 def test_labels_at_positions_need_outputs_at_them_and_a_label_to_ignore() -> None:
     target = ClassTarget(count=10, positions=64, no_label=-1)
-    texts = Version("texts", DIGEST, DatasetSchema(rows=100, input_shape=[64], classes=target))
+    texts = Version("texts", DIGEST, DatasetSchema(rows=100, input_shape=[64], classes=target, largest_index=29))
     wrong = refused(spec(), texts)
     assert "a label at each of 64 positions" in wrong["model.layers[2].dense"]
     model = {"layers": [{"embedding": {"vocabulary": 30, "width": 4}}, {"dense": {"units": 10}}]}
@@ -215,3 +215,20 @@ def test_the_smallest_fraction_is_one_that_works_and_the_smallest_of_six_digits(
 def test_a_resolved_spec_is_plain_json() -> None:
     text = json_format.MessageToJson(prepare(spec(), VERSION).spec, preserving_proto_field_name=True)
     assert json_format.Parse(text, JobSpec()) == prepare(spec(), VERSION).spec
+
+
+def test_an_embedding_takes_the_datasets_indices() -> None:
+    layers = [{"embedding": {"vocabulary": 10, "width": 4}}, {"global_pool": {}}, {"dense": {"units": 10}}]
+    schema = DatasetSchema(rows=100, input_shape=[12], classes=ClassTarget(count=10))
+    job = spec(model={"layers": layers}, preprocessing={})
+    assert "not all whole numbers" in refused(job, Version("texts", DIGEST, schema))["model.layers[0].embedding"]
+    schema.largest_index = 10
+    wrong = refused(job, Version("texts", DIGEST, schema))
+    assert "got 10; the dataset's largest index is 10; give at least 11" in wrong["model.layers[0].embedding.vocabulary"]
+    inside = spec(model={"layers": [{"residual": {"layers": layers[:2], "shortcut": [{"dense": {"units": 4}}]}}, layers[2]]})
+    inside.ClearField("preprocessing")
+    assert "model.layers[0].residual.layers[0].embedding.vocabulary" in refused(inside, Version("texts", DIGEST, schema))
+    schema.largest_index = 9
+    prepare(job, Version("texts", DIGEST, schema))
+    standardized = spec(model={"layers": layers}, preprocessing={"standardize": {}})
+    assert list(refused(standardized, Version("texts", DIGEST, schema))) == ["preprocessing.standardize"]

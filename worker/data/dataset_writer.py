@@ -58,8 +58,8 @@ class Target:
 
 
 def dataset_digest(document: dict[str, Any]) -> str:
-    """SHA-256, in hex, of the canonical JSON (sorted keys, no spaces, ASCII) of dataset.json without digest and warnings."""
-    content = {key: value for key, value in document.items() if key not in ("digest", "warnings")}
+    """SHA-256, in hex, of dataset.json as canonical JSON (sorted keys, no spaces, ASCII), what follows from it left out."""
+    content = {key: value for key, value in document.items() if key not in ("digest", "warnings", "largest_index")}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
@@ -128,6 +128,7 @@ class DatasetWriter:
         }
         document["digest"] = dataset_digest(document)
         document["warnings"] = list(warnings)
+        document["largest_index"] = self._x.largest_index
         with open(self._folder / "dataset.json", "x", encoding="utf-8") as file:
             json.dump(document, file, indent=1, sort_keys=True, allow_nan=False)
             file.flush()

@@ -164,12 +164,15 @@ class DatasetSchema(_message.Message):
     INPUT_NAMES_FIELD_NUMBER: _builtins.int
     LABEL_NAME_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    LARGEST_INDEX_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
     """Rows."""
     label_name: _builtins.str
     """Name of the label column; empty where the file has none."""
     size_bytes: _builtins.int
     """Size of the columns on disk."""
+    largest_index: _builtins.int
+    """The largest input, where all are whole numbers from 0 on, as an embedding takes them; else not set."""
     @_builtins.property
     def input_shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Shape of one row's input."""
@@ -196,13 +199,19 @@ class DatasetSchema(_message.Message):
         input_names: _abc.Iterable[_builtins.str] | None = ...,
         label_name: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        largest_index: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "numbers", b"numbers", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_largest_index", b"_largest_index", "classes", b"classes", "largest_index", b"largest_index", "numbers", b"numbers", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "input_names", b"input_names", "input_shape", b"input_shape", "label_name", b"label_name", "numbers", b"numbers", "rows", b"rows", "size_bytes", b"size_bytes", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_largest_index", b"_largest_index", "classes", b"classes", "input_names", b"input_names", "input_shape", b"input_shape", "label_name", b"label_name", "largest_index", b"largest_index", "numbers", b"numbers", "rows", b"rows", "size_bytes", b"size_bytes", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__largest_index: _TypeAlias = _typing.Literal["largest_index"]  # noqa: Y015
+    _WhichOneofArgType__largest_index: _TypeAlias = _typing.Literal["_largest_index", b"_largest_index"]  # noqa: Y015
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["classes", "numbers"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__largest_index) -> _WhichOneofReturnType__largest_index | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
 
 Global___DatasetSchema: _TypeAlias = DatasetSchema  # noqa: Y015
