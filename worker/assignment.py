@@ -54,6 +54,8 @@ class Assignment:
         model = architecture(order.spec.model, self._columns.input_shape)
         self._layout, self._least_rows = parameter_layout(model), model.least_shard_rows
         self._update = build_update(order.spec, self._layout)
+        norms = self._update.norms
+        self._norm_shapes = [(rows, norms.blocks) for rows in norms.rows] if norms else []
         tensors = [(entry.offset, entry.offset + entry.size) for entry in self._layout.entries]
         self._exchange = ExchangeLayout(block_borders(tensors, self._layout.size), self._shards, self.nodes)
         self._training_rows, self._validation_rows = validation_split(
@@ -122,6 +124,9 @@ class Assignment:
             gradients={rank: self._gradients(rank, segments[rank], layouts[rank]) for rank in members},
             reports={rank: segment.report for rank, segment in segments.items()},
             state=tuple(self._segment.floats(at, end - first) for at in self._segment_layout.state),
+            norms=tuple(
+                segments[leader].doubles(at, shape) for at, shape in zip(layouts[leader].norms, self._norm_shapes, strict=True)
+            ),
         )
         self._barrier = Barrier(self.rank, nodes, segments, {rank: peers[rank].pid for rank in members})
         linked = self._exchange.linked(self.rank)
@@ -222,7 +227,10 @@ class Assignment:
         leads = self._exchange.leader(self.nodes[rank]) == rank
         subtrees = len(self._exchange.worker_subtrees(rank, self._shards))
         return SegmentLayout.of(
-            self._layout.size if leads else 0, (subtrees, self._layout.size), (len(self._update.state_names), end - first)
+            self._layout.size if leads else 0,
+            (subtrees, self._layout.size),
+            (len(self._update.state_names), end - first),
+            [rows * blocks for rows, blocks in self._norm_shapes] if leads else [],
         )
 
     def _gradients(self, rank: int, segment: Segment, layout: SegmentLayout) -> F32:

@@ -155,7 +155,7 @@ def test_all_violations_at_once() -> None:
     [
         ({"optimizer": {"sgd": {"learning_rate": -0.1}}}, "optimizer.sgd.learning_rate"),
         ({"optimizer": {"sgd": {"learning_rate": "Infinity"}}}, "optimizer.sgd.learning_rate"),
-        ({"optimizer": {"lamb": {"learning_rate": 0.1}}}, "optimizer.lamb"),
+        ({"optimizer": {"lamb": {"learning_rate": 0.1}, "clipping": {"value": 0}}}, "optimizer.clipping.value"),
         ({"model": {"layers": [{"dense": {"units": 10}}, {"attention": {"heads": 2}}]}}, "model.layers[1].attention"),
         ({"optimizer": PLATEAU, "validation_fraction": 0}, "optimizer.schedule.plateau"),
         ({"model": {"layers": [{}]}}, "model.layers[0]"),

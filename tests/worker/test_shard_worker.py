@@ -114,6 +114,42 @@ def test_paths_decay_and_a_schedule_give_the_same_bits_on_any_number_of_workers(
     assert len(hashes) == len(losses) == 1
 
 
+NORM_JOB = """
+model { layers { dense { units: 300 } } layers { relu {} } layers { dense { units: 20 } } layers { relu {} }
+        layers { dense { units: 4 } } }
+loss { softmax_cross_entropy {} l2: 1e-3 }
+optimizer { lamb { learning_rate: 0.01 weight_decay: 0.1 } clipping { global_norm: 0.5 } }
+"""
+
+
+def test_norms_give_the_same_bits_on_any_number_of_workers_and_after_a_checkpoint(
+    five: Workers, files: Path, digest: str
+) -> None:
+    run = order(digest, batch_size=100, shards=8)
+    for field in ("model", "loss", "optimizer"):
+        run.spec.ClearField(field)
+    text_format.Merge(NORM_JOB, run.spec)
+    layout = parameter_layout(architecture(run.spec.model, (INPUTS,)))
+    found, folder = set(), files / "checkpoints" / "test" / "11-norms"
+    folder.mkdir(parents=True)
+    for nodes in SPLITS:
+        five.form(files, run, nodes)
+        five.restore()
+        first = five.stretch(1, 11)[0].losses[0].loss
+        middle = vectors(five.state(11))
+        assert five.stretch(12, 40)[0].losses[-1].loss < first
+        found.add(tuple(vector.tobytes() for _, vector in sorted(vectors(five.state(40)).items())))
+    assert sorted(middle) == ["mean", "parameters", "squares"]
+    save_file(tensors_from_flat(layout, middle.pop("parameters")), folder / "model.safetensors")
+    state = {f"{key}/{name}": t for key, flat in middle.items() for name, t in tensors_from_flat(layout, flat).items()}
+    save_file(state, folder / "optimizer.safetensors")
+    five.form(files, run, ["a", "b"])
+    five.restore(11, "checkpoints/test/11-norms")
+    five.stretch(12, 40)
+    found.add(tuple(vector.tobytes() for _, vector in sorted(vectors(five.state(40)).items())))
+    assert len(found) == 1
+
+
 def test_evaluation_is_the_same_for_any_number_of_workers(five: Workers, files: Path, digest: str) -> None:
     run = order(digest, batch_size=64, shards=8, validation_fraction=0.9)
     found = set()

@@ -156,6 +156,8 @@ class StackPass:
         values[0] = x
         for moment, (node, step) in enumerate(zip(self.network.graph.nodes, self.steps, strict=True)):
             if isinstance(step, Layer):
+                if step.looks:
+                    step.look(x)
                 y = step.forward(values[node.inputs[0]], streams)
             else:
                 y = step.forward([values[value] for value in node.inputs])

@@ -78,11 +78,6 @@ def given_or_default(message: Message, name: str) -> Any:
     return written_default(message.DESCRIPTOR.fields_by_name[name])
 
 
-def option_not_built(place: str, value: object) -> Violation:
-    """An option that the contract has and this release has not."""
-    return Violation(place, str(value), "this option is not built yet; leave it out", "OPTION_NOT_BUILT")
-
-
 def not_one_of(place: str, what: str, kind: str, built: Iterable[str]) -> Violation:
     """A choice of which nothing was chosen, or something that is not built yet."""
     names = ", ".join(sorted(built))

@@ -522,7 +522,7 @@ Global___AdamW: _TypeAlias = AdamW  # noqa: Y015
 
 @_typing.final
 class Lamb(_message.Message):
-    """AdamW's direction, scaled per tensor by norm(w) / norm(direction)."""
+    """AdamW's direction, for each tensor of weights times norm(w) / norm(direction); for biases and norms as it is."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

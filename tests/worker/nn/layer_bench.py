@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from worker.nn.parameters import Array, aligned_zeros
 from worker.nn.shapes import Role, layer_shapes
 from worker.nn.streams import Streams
 from worker.randomness import Purpose, Stream
-from worker.specs import Architecture
+from worker.specs import Architecture, AttentionRecord
 
 
 class OwnMemory:
@@ -53,7 +54,9 @@ class LayerBench:
         streams: Streams | None = None,
         activation: Any = None,
     ) -> None:
-        (shapes,) = layer_shapes(Architecture((record,), row))
+        # Alone, attention has no network whose input could mark padding.
+        alone = replace(record, padding_index=None) if isinstance(record, AttentionRecord) else record
+        (shapes,) = layer_shapes(Architecture((alone,), row))
         self.record, self.shapes, self.dtype, self.streams = record, shapes, np.dtype(dtype), streams
         self.shards, self.rows = shards, rows
         kind = layer_class(record, row)

@@ -13,7 +13,8 @@ from tests.worker.nn.zoo import ZOO
 from worker.nn.gradient_check import check_gradients
 from worker.nn.layers import LAYERS
 from worker.nn.losses import LOSSES
-from worker.nn.shapes import flattened, layer_shapes
+from worker.nn.shapes import PROCESS_BYTES, flattened, layer_shapes, worker_memory_bytes
+from worker.nn.shapes.memory import SCRATCH_FLOATS
 from worker.nn.streams import Streams
 from worker.specs import ParallelRecord, ResidualRecord
 
@@ -93,3 +94,19 @@ def test_a_step_allocates_nothing_after_the_first(name: str, shards: int, rows: 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8192 + (65536 if "dropout" in str(animal.layers) else 0)
+
+
+@NAMES
+def test_the_estimate_of_memory_is_true(name: str) -> None:
+    animal = ZOO[name]
+    stack = animal.draw(np.random.default_rng(1), 4, 64)
+    tracemalloc.start()
+    model = animal.model()
+    model.loss_and_gradient([stack], streams=Streams(0, 1, 0))
+    model.predict(stack[0][0])
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    estimate = worker_memory_bytes(animal.architecture, batch_size=256, shards=4, workers=1, optimizer_states=0)
+    estimate -= PROCESS_BYTES + 4 * SCRATCH_FLOATS  # small networks use none of either
+    # It counts the buffers of a short batch, which are not made here.
+    assert held < estimate < 8 * held

@@ -60,6 +60,10 @@ def _dense(units: int, **options: Any) -> Any:
     return {"dense": {"units": units, **options}}
 
 
+def _attention(heads: int, **options: Any) -> Any:
+    return {"attention": {"heads": heads, **options}}
+
+
 SAME: Any = {"padding": {"same": {}}}
 RELU: Any = {"relu": {}}
 NORM: Any = {"batch_norm": {}}
@@ -150,7 +154,7 @@ ZOO: dict[str, Animal] = {
         [
             {"embedding": {"vocabulary": 11, "width": 8}},
             {"positions": {}},
-            {"residual": {"layers": [{"layer_norm": {}}, {"attention": {"heads": 2}}, {"dropout": {"rate": 0.1}}]}},
+            {"residual": {"layers": [{"layer_norm": {}}, _attention(2, padding_index=0), {"dropout": {"rate": 0.1}}]}},
             {"residual": {"layers": [{"layer_norm": {}}, _dense(16), {"gelu": {}}, _dense(8)]}},
             {"layer_norm": {}},
             {"global_pool": {}},
@@ -164,7 +168,7 @@ ZOO: dict[str, Animal] = {
         [
             {"embedding": {"vocabulary": 5, "width": 6}},
             {"positions": {"form": "SINUSOIDAL"}},
-            {"residual": {"layers": [{"rms_norm": {}}, {"attention": {"heads": 3, "causal": True}}]}},
+            {"residual": {"layers": [{"rms_norm": {}}, _attention(3, causal=True)]}},
             _dense(5),
         ],
         {"softmax_cross_entropy": {"ignored_label": 0}},

@@ -124,6 +124,8 @@ class Layer(ABC):
     takes_strided_input: ClassVar[bool] = False
     # Whether an elementwise layer behind this one is computed in this one, block by block.
     absorbs_activation: ClassVar[bool] = False
+    # Whether the forward pass depends on the network's input beside x.
+    looks: bool = False
 
     y: Array
 
@@ -144,6 +146,10 @@ class Layer(ABC):
         needed, what is returned means nothing.
         """
         return dy
+
+    def look(self, network_input: Array) -> None:
+        """Sees the network's input (S, R, *row) right before its own forward pass, where `looks` says so."""
+        raise NotImplementedError
 
     def room_for_input_gradient(self, dy: Array) -> Array:
         """Where an elementwise layer writes dx: in the place of dy, if that may be overwritten."""
