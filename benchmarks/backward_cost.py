@@ -39,8 +39,8 @@ F64 = NDArray[np.float64]
 @final
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """CPU times in seconds, which a busy machine hardly changes, the medians of all turns: of one forward pass, of one forward and one backward pass, and of the
-    differences of `sampled` parameters.
+    """CPU times in seconds, which a busy machine hardly changes, the medians of all turns: of one forward pass, of one forward
+    and one backward pass, and of the differences of `sampled` parameters.
 
     `ratio` is the median of forward and backward over forward in the same turn. `disagreement` is the largest difference of
     both gradients at the sampled parameters, over the largest derivative there.
@@ -139,10 +139,11 @@ def duration(value_s: float) -> str:
 
 def table(costs: Sequence[Cost]) -> str:
     """In Markdown."""
-    lines = [
-        "| parameters | units | forward | forward + backward | ratio | central differences | over forward + backward | they differ by |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads = (
+        *("parameters", "units", "forward", "forward + backward", "ratio"),
+        *("central differences", "over forward + backward", "they differ by"),
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for cost in costs:
         how = "" if cost.measured else f" (from {cost.sampled})"
         lines.append(
@@ -162,8 +163,10 @@ def plot(costs: Sequence[Cost]) -> str:
         Line("forward + backward", "#1d4ed8", [cost.both_s for cost in costs]),
         Line("forward", "#64748b", [cost.forward_s for cost in costs]),
     ]
-    named = ((1e-3, "1 ms"), (1.0, "1 s"), (60.0, "1 min"), (3600.0, "1 h"), (86400.0, "1 day"))
-    return log_plot("One gradient, two ways", "parameters", parameters, lines, named)
+    named = ((1e-5, "10 µs"), (1e-4, "0.1 ms"), (1e-3, "1 ms"), (1e-2, "10 ms"), (0.1, "0.1 s"), (1.0, "1 s"), (10.0, "10 s"))
+    longer = ((60.0, "1 min"), (600.0, "10 min"), (3600.0, "1 h"), (36000.0, "10 h"))
+    titles = ("One gradient, two ways", f"CPU time of one thread; dashed: from {SAMPLES} of the parameters")
+    return log_plot(titles, "parameters", parameters, lines, named + longer)
 
 
 def machine() -> str:
@@ -171,8 +174,8 @@ def machine() -> str:
     with open("/proc/cpuinfo") as file:
         name = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
     blas = threadpool_info()[0]
-    python, numpy = platform.python_version(), np.__version__
-    return f"{date.today()}, {name}, one thread, OpenBLAS {blas['version']} ({blas['architecture']}), NumPy {numpy}, Python {python}"
+    kernels = f"OpenBLAS {blas['version']} ({blas['architecture']})"
+    return f"{date.today()}, {name}, one thread, {kernels}, NumPy {np.__version__}, Python {platform.python_version()}"
 
 
 def main() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import final
 
 WIDTH, HEIGHT = 760, 460
-LEFT, RIGHT, TOP, BOTTOM = 80, 170, 64, 62
+LEFT, RIGHT, TOP, BOTTOM = 80, 190, 76, 62
 INK, QUIET, GRID = "#0f172a", "#64748b", "#e2e8f0"
 
 
@@ -24,11 +25,14 @@ class Line:
 
 
 def log_plot(
-    title: str, x_label: str, xs: Sequence[float], lines: Sequence[Line], named: Sequence[tuple[float, str]]
+    titles: tuple[str, str], x_label: str, xs: Sequence[float], lines: Sequence[Line], named: Sequence[tuple[float, str]]
 ) -> str:
-    """An SVG: `lines` over `xs`, both axes logarithmic; `named` are the marks of the y axis, (value, text)."""
-    x_low, x_high = math.floor(math.log10(min(xs))), math.ceil(math.log10(max(xs)))
+    """An SVG: `lines` over `xs`, both axes logarithmic, under a title and a line that explains it.
+
+    The marks of the x axis are powers of ten; those of the y axis are `named`, (value, text).
+    """
     values = [value for line in lines for value in line.values]
+    x_low, x_high = math.log10(min(xs)) - 0.15, math.log10(max(xs)) + 0.15
     y_low, y_high = math.log10(min(values)) - 0.4, math.log10(max(values)) + 0.4
 
     def across(x: float) -> float:
@@ -41,9 +45,10 @@ def log_plot(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
         'font-family="Helvetica, Arial, DejaVu Sans, sans-serif" font-size="13">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="#ffffff"/>',
-        _text(LEFT, 32, title, INK, "start", ' font-size="16" font-weight="600"'),
+        _text(LEFT, 32, titles[0], INK, "start", ' font-size="16" font-weight="600"'),
+        _text(LEFT, 54, titles[1], QUIET, "start"),
     ]
-    for power in range(x_low, x_high + 1):
+    for power in range(math.ceil(x_low), math.floor(x_high) + 1):
         x = across(10.0**power)
         out.append(_rule(x, TOP, x, HEIGHT - BOTTOM))
         out.append(_text(x, HEIGHT - BOTTOM + 20, f"{10**power:,}", QUIET, "middle"))
@@ -65,7 +70,7 @@ def log_plot(
 def _drawn(line: Line, points: Sequence[tuple[float, float]]) -> list[str]:
     solid = len(points) if line.solid is None else line.solid
     out = []
-    for number, (begin, end) in enumerate(zip(points, points[1:], strict=False), 1):
+    for number, (begin, end) in enumerate(pairwise(points), 1):
         dashed = "" if number < solid else ' stroke-dasharray="5 5"'
         coordinates = f'x1="{begin[0]:.1f}" y1="{begin[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}"'
         out.append(f'<line {coordinates} stroke="{line.color}" stroke-width="2.5" stroke-linecap="round"{dashed}/>')
