@@ -149,7 +149,7 @@ def table(costs: Sequence[Cost]) -> str:
         lines.append(
             f"| {cost.parameters:,} | {cost.units} | {duration(cost.forward_s)} | {duration(cost.both_s)} "
             f"| {cost.ratio:.1f} | {duration(cost.differences_s)}{how} "
-            f"| {cost.differences_s / cost.both_s:,.0f} | {cost.disagreement:.0e} |"
+            f"| {float(f'{cost.differences_s / cost.both_s:.3g}'):,.0f} | {cost.disagreement:.0e} |"
         )
     return "\n".join(lines)
 
