@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from benchmarks.log_plot import Line, log_plot
-from worker.nn.model import Model
+from worker.nn.model import Model, Stack
 from worker.specs import Architecture, DenseRecord, InitializerRecord, MeanSquaredErrorRecord, TanhRecord
 
 # Units of each layer of `network`: about 100, 1,000, ... 1,000,000 parameters.
 UNITS = (6, 21, 70, 222, 706)
-# The rows of a block of `evaluate_block`, which is the forward pass alone.
+# Of the batch, one shard.
 ROWS = 256
 # Up to so many parameters the differences of all are measured; beyond, of a sample: the others would take as long each.
 ALL = 20_000
@@ -81,15 +81,15 @@ def places(model: Model, samples: int) -> NDArray[np.int64]:
     return every[np.unique(np.linspace(0, len(every) - 1, min(samples, len(every))).astype(np.int64))]
 
 
-def differences(model: Model, x: F64, y: F64, at: NDArray[np.int64]) -> F64:
+def differences(model: Model, batch: Sequence[Stack], at: NDArray[np.int64]) -> F64:
     """Central differences of the loss sum at these places: two forward passes each."""
     found = np.empty(len(at))
     for number, place in enumerate(at.tolist()):
         kept = model.parameters[place]
         model.parameters[place] = kept + STEP
-        above = model.evaluate_block(x, y)[0]
+        above = model.loss_sum(batch)
         model.parameters[place] = kept - STEP
-        below = model.evaluate_block(x, y)[0]
+        below = model.loss_sum(batch)
         model.parameters[place] = kept
         found[number] = (above - below) / (2 * STEP)
     return found
@@ -107,21 +107,20 @@ def measure(units: int, turns: int) -> Cost:
     """Forward, forward and backward, and differences in turn, so that a slow moment of the machine meets all three."""
     model = network(units)
     rng = np.random.default_rng(1)
-    x, y = rng.standard_normal((ROWS, units)), rng.standard_normal((ROWS, 1))
-    stack = [(x[None], y[None])]
+    batch = [(rng.standard_normal((1, ROWS, units)), rng.standard_normal((1, ROWS, 1)))]
     parameters = sum(entry.size for entry in model.layout.entries)
     at = places(model, parameters if parameters <= ALL else SAMPLES)
-    found = differences(model, x, y, at[:1])
-    model.loss_and_gradient(stack)
-    count = max(1, min(200, int(0.1 / seconds(lambda: model.loss_and_gradient(stack), 3))))
-    times: list[tuple[float, float, float]] = []
+    # The first pass makes the buffers.
+    model.loss_and_gradient(batch)
+    count = max(1, min(200, int(0.1 / seconds(lambda: model.loss_and_gradient(batch), 3))))
+    found, times = np.zeros(0), []
     for _ in range(turns):
-        forward_s = seconds(lambda: model.evaluate_block(x, y), count)
-        both_s = seconds(lambda: model.loss_and_gradient(stack), count)
+        forward_s = seconds(lambda: model.loss_sum(batch), count)
+        both_s = seconds(lambda: model.loss_and_gradient(batch), count)
         began = time.process_time()
-        found = differences(model, x, y, at)
+        found = differences(model, batch, at)
         times.append((forward_s, both_s, time.process_time() - began))
-    model.loss_and_gradient(stack)
+    model.loss_and_gradient(batch)
     ours = model.gradients[0, at]
     disagreement = float(np.abs(found - ours).max() / np.abs(ours).max())
     forward_s, both_s, sample_s = (median(column) for column in zip(*times, strict=True))
@@ -180,7 +179,7 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=15, help="of which the median is taken")
+    parser.add_argument("--turns", type=int, default=11, help="of which the median is taken")
     parser.add_argument("--plot", type=Path, help="where to write the plot (SVG)")
     options = parser.parse_args()
     with threadpool_limits(limits=1, user_api="blas"):

@@ -105,11 +105,20 @@ class Members:
             )
         return replies
 
-    def evaluate(self, interrupted: Callable[[], bool]) -> list[worker_pb2.BlockSums]:
-        """Sums over all blocks of validation rows, at the last step. Once interrupted, the group can only be closed."""
+    def evaluate(self, interrupted: Callable[[], bool]) -> list[worker_pb2.EvaluateReply]:
+        """Sums over all blocks of validation rows, and counts, at the last step.
+
+        Once interrupted, the group can only be closed.
+        """
         request = _Request(evaluate=worker_pb2.EvaluateRequest(step=self._step))
         replies = self._ask("evaluating", request, "evaluate", limits.EVALUATE_S, interrupted)
-        return [part for reply in replies for part in reply.evaluate.sums]
+        return [reply.evaluate for reply in replies]
+
+    def check_gradient(self, tensor: int) -> worker_pb2.GradientCheckReply:
+        """Has the one worker compare the gradient of a learned tensor with differences of the loss."""
+        request = _Request(gradient_check=worker_pb2.GradientCheckRequest(tensor=tensor))
+        (reply,) = self._ask(f"checking the gradient of tensor {tensor}", request, "gradient_check", limits.GRADIENT_CHECK_S)
+        return reply.gradient_check
 
     def state(self) -> list[Parts]:
         """The ranges of the state that each worker answers for, copied."""

@@ -6,6 +6,7 @@ from typing import final
 
 from coordinator.controller import Controller
 from coordinator.evaluation import Evaluation
+from coordinator.metric_messages import metrics_message
 from coordinator.sharding import Rows
 from coordinator.stretches import Stretch
 from lockstep.contract.manifest import Manifest
@@ -44,19 +45,22 @@ class Standing:
         self.loss = manifest.loss
         self.controller = Controller.restored(self.controller.schedule, manifest)
         if manifest.validation_loss is not None:
-            self.evaluation = Evaluation(manifest.validation_loss, manifest.validation_accuracy)
+            self.evaluation = Evaluation(
+                manifest.validation_loss,
+                manifest.validation_accuracy,
+                manifest.validation_metrics,
+                manifest.validation_classes,
+            )
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """The last step was evaluated."""
         self.evaluation = evaluation
         self.controller = self.controller.after(self.step, evaluation.loss)
 
-    def values(self) -> dict[str, float | None]:
-        """What a manifest of this step says about it: loss, and the evaluation if it is of this very step."""
-        values: dict[str, float | None] = {"loss": self.loss}
-        if self.evaluation is not None and self.controller.seen_step == self.step:
-            values |= {"validation_loss": self.evaluation.loss, "validation_accuracy": self.evaluation.accuracy}
-        return values
+    @property
+    def evaluation_here(self) -> Evaluation | None:
+        """The evaluation of this very step, for its manifest."""
+        return self.evaluation if self.controller.seen_step == self.step else None
 
     def message(self, stretch: Stretch, seconds: float) -> job.Progress:
         """For people; the stretch took `seconds`, meetings included."""
@@ -78,4 +82,5 @@ class Standing:
             progress.validation_loss = self.evaluation.loss
             if self.evaluation.accuracy is not None:
                 progress.validation_accuracy = self.evaluation.accuracy
+            progress.validation_metrics.CopyFrom(metrics_message(self.evaluation.metrics))
         return progress

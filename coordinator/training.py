@@ -181,14 +181,10 @@ class Training:
 
     def _evaluate(self, members: Members, interrupted: Callable[[], bool]) -> None:
         blocks = -(-self._order.plan.validation_rows // EVALUATION_BLOCK_ROWS)
-        evaluation = combine(members.evaluate(interrupted), blocks, self._files.classes)
+        evaluation = combine(members.evaluate(interrupted), blocks, self._files.positions)
         self._at.evaluated(evaluation)
-        if not self._cadence.is_evaluation_point(self._at.step):
-            return
-        values = [("validation_loss", evaluation.loss)]
-        if evaluation.accuracy is not None:
-            values.append(("validation_accuracy", evaluation.accuracy))
-        self._reports.points(self._at.step, self._at.epoch, values)
+        if self._cadence.is_evaluation_point(self._at.step):
+            self._reports.points(self._at.step, self._at.epoch, evaluation.points())
 
     def _commit(self, snapshot: Snapshot, put_off: bool) -> None:
         """Commits the snapshot. Without space it is put off, or, where it cannot be, space is waited for."""

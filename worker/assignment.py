@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import final
 
 from lockstep.contract.arithmetic import default_shards
+from lockstep.contract.errors import InternalError
 from lockstep.internal.v1.worker_pb2 import PrepareReply, PrepareRequest, SnapshotReply
 from worker.build import build_model, build_update
 from worker.collective.barrier import Barrier
@@ -25,6 +26,7 @@ from worker.collective.tree import owned_shards
 from worker.data.columns import open_columns
 from worker.data.standardize import Standardization, fit_standardize
 from worker.evaluation import Evaluation
+from worker.gradient_check import JobGradientCheck
 from worker.nn.shapes import parameter_layout
 from worker.randomness import validation_split
 from worker.rows import RowSource, TrainingRows
@@ -80,6 +82,7 @@ class Assignment:
         self._memory: NodeMemory | None = None
         self.stretches: Stretches | None = None
         self.evaluation: Evaluation | None = None
+        self._gradient_check: JobGradientCheck | None = None
         self._offered_step = -1
 
     @property
@@ -178,6 +181,18 @@ class Assignment:
             own[:] = vectors[name][slice(*self.chunk)] if vectors else 0
         self.stretches.step = step
 
+    def gradient_check(self) -> JobGradientCheck:
+        """The check of the model as it is at its first use. Raises InternalError in a group of several or after a step."""
+        if self._gradient_check is None:
+            if len(self.nodes) > 1 or self.step:
+                raise InternalError(
+                    f"a gradient check takes one worker at step 0; there are {len(self.nodes)} at step {self.step}"
+                )
+            self._gradient_check = JobGradientCheck(
+                self._model, self._source, self._training_rows, self._spec.training.batch_size
+            )
+        return self._gradient_check
+
     def snapshot(self, step: int) -> SnapshotReply:
         """Offers the state after `step`: rank 0 the parameters, every owner its chunk of the optimizer's vectors."""
         self._offered_step = step
@@ -219,7 +234,7 @@ class Assignment:
         self._segment.close()
         with suppress(AttributeError):
             del self._model
-        self._memory = self.stretches = self.evaluation = self._barrier = None
+        self._memory = self.stretches = self.evaluation = self._gradient_check = self._barrier = None
         gc.collect()
 
     def _segment_layout_of(self, rank: int) -> SegmentLayout:

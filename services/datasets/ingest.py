@@ -94,6 +94,10 @@ def schema_of(document: dict[str, Any], size_bytes: int) -> DatasetSchema:
         schema.classes.count = classes["count"]
         schema.classes.names.extend(classes.get("names", []))
         schema.classes.rows.extend(classes.get("rows", []))
+        if "positions" in classes:
+            schema.classes.positions = classes["positions"]
+        if "no_label" in classes:
+            schema.classes.no_label = classes["no_label"]
     else:
         schema.numbers.width = target["numbers"]["width"]
     return schema

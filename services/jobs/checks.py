@@ -34,9 +34,15 @@ def records(
     loss = _attempt(lambda: loss_record(spec.loss), wrong)
     optimizer = _attempt(lambda: optimizer_record(spec.optimizer), wrong)
     if schema is not None and model is not None and loss is not None:
-        classes = schema.classes.count if schema.HasField("classes") else None
-        width = schema.numbers.width if schema.HasField("numbers") else None
-        wrong += check_against_dataset(model, loss, classes=classes, width=width)
+        classes = schema.classes
+        wrong += check_against_dataset(
+            model,
+            loss,
+            classes=classes.count if schema.HasField("classes") else None,
+            width=schema.numbers.width if schema.HasField("numbers") else None,
+            positions=classes.positions if classes.HasField("positions") else None,
+            no_label=classes.no_label if classes.HasField("no_label") else None,
+        )
     return model, loss, optimizer
 
 

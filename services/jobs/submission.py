@@ -16,7 +16,7 @@ from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.training_job_pb2 import Plan, TrainingJob
 from services import limits
 from services.jobs import checks, resolve
-from services.jobs.plan import make_plan
+from services.jobs.plan import make_plan, of_gradient_check
 
 
 @final
@@ -34,6 +34,7 @@ class Version:
 class Submission:
     """A checked job with its defaults filled in."""
 
+    kind: TrainingJob.Kind.ValueType
     spec: JobSpec
     plan: Plan
     version: Version
@@ -41,16 +42,23 @@ class Submission:
     warnings: list[str]
 
 
-def refuse_other_kinds(job: TrainingJob) -> None:
-    """Only training is built yet."""
-    if job.kind not in (TrainingJob.KIND_UNSPECIFIED, TrainingJob.TRAINING):
+def kind_of(job: TrainingJob) -> TrainingJob.Kind.ValueType:
+    """The kind that is asked for. Raises UserError for those that are not built yet."""
+    kind = job.kind or TrainingJob.TRAINING
+    if kind not in (TrainingJob.TRAINING, TrainingJob.GRADIENT_CHECK):
         known = TrainingJob.Kind.values()
-        name = TrainingJob.Kind.Name(job.kind) if job.kind in known else str(job.kind)
-        reason = "NOT_BUILT" if job.kind in known else "ENUM_UNKNOWN"
-        raise UserError.of("kind", name, "jobs of this kind cannot be run yet; submit TRAINING", reason)
+        name = TrainingJob.Kind.Name(kind) if kind in known else str(kind)
+        reason = "NOT_BUILT" if kind in known else "ENUM_UNKNOWN"
+        raise UserError.of("kind", name, "jobs of this kind cannot be run yet; submit TRAINING or GRADIENT_CHECK", reason)
+    return kind
 
 
-def prepare(asked: JobSpec, version: Version | None, known_datasets: Sequence[str] = ()) -> Submission:
+def prepare(
+    asked: JobSpec,
+    version: Version | None,
+    known_datasets: Sequence[str] = (),
+    kind: TrainingJob.Kind.ValueType = TrainingJob.TRAINING,
+) -> Submission:
     """Checks and fills in a spec. `version` is the dataset that it names, None if there is none by that name.
 
     Raises UserError with everything that is wrong at once.
@@ -78,12 +86,17 @@ def prepare(asked: JobSpec, version: Version | None, known_datasets: Sequence[st
     if wrong:
         raise UserError(wrong[: limits.VIOLATIONS])
     assert version is not None and model is not None and optimizer is not None
+    if kind == TrainingJob.GRADIENT_CHECK:
+        spec.workers.min = spec.workers.max = 1
     warnings = resolve.cap_workers(spec, shards)
     resolve.fill_initializers(spec.model.layers, model.layers)
     plan = make_plan(spec, version.schema, model, optimizer)
+    if kind == TrainingJob.GRADIENT_CHECK:
+        plan = of_gradient_check(plan, model)
     resolve.fill_evaluation(spec, plan.steps_per_epoch)
     spec.dataset = f"datasets/{version.dataset_id}@{version.digest}"
     return Submission(
+        kind=kind,
         spec=spec,
         plan=plan,
         version=version,

@@ -65,7 +65,7 @@ Y = np.arange(20) % 4
 
 WRONG = [
     job("an unknown layer", "- relu: {}", "- rleu: {}", "job.yaml:", "rleu", "relu"),
-    job("a layer that is not built yet", "- relu: {}", "- batch_norm: {}", "job.yaml:", "batch_norm"),
+    job("a layer on rows that it does not take", "- relu: {}", "- attention: {heads: 4}", "job.yaml:", "(length, width)"),
     job("a negative learning rate", "learning_rate: 0.05", "learning_rate: -0.1", "job.yaml:", "-0.1", "above 0"),
     job("a learning rate that is not a number", "learning_rate: 0.05", "learning_rate: .nan", "job.yaml:", "NaN", "finite"),
     job("an infinite learning rate", "learning_rate: 0.05", "learning_rate: .inf", "job.yaml:", "inf", "finite"),

@@ -183,6 +183,18 @@ def test_outputs_of_numbers_must_be_as_many() -> None:
     assert "exactly 1 outputs" in wrong["model.layers[2].dense.units"]
 
 
+def test_labels_at_positions_need_outputs_at_them_and_a_label_to_ignore() -> None:
+    target = ClassTarget(count=10, positions=64, no_label=-1)
+    texts = Version("texts", DIGEST, DatasetSchema(rows=100, input_shape=[64], classes=target))
+    wrong = refused(spec(), texts)
+    assert "a label at each of 64 positions" in wrong["model.layers[2].dense"]
+    model = {"layers": [{"embedding": {"vocabulary": 30, "width": 4}}, {"dense": {"units": 10}}]}
+    wrong = refused(spec(model=model), texts)
+    assert wrong["loss.softmax_cross_entropy.ignored_label"].endswith("set ignored_label to -1")
+    made = prepare(spec(model=model, loss={"softmax_cross_entropy": {"ignored_label": -1}}), texts)
+    assert list(made.plan.layers[1].output_shape) == [64, 10]
+
+
 def test_an_unknown_dataset_offers_likely_names() -> None:
     wrong = refused(spec(dataset="datasets/digit"), None, ("iris", "digits"))
     assert "registered: datasets/digits" in wrong["dataset"]

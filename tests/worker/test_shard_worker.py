@@ -25,6 +25,7 @@ from worker.specs import architecture
 from worker.weights_file import tensors_from_flat
 
 INPUTS = 12
+COUNTS = ("support", "predicted", "correct")
 
 
 @pytest.fixture(scope="module")
@@ -157,15 +158,18 @@ def test_evaluation_is_the_same_for_any_number_of_workers(five: Workers, files: 
         five.form(files, run, nodes)
         five.restore()
         five.stretch(1, 6)
-        sums = [part for reply in five.ask(evaluate=pb.EvaluateRequest(step=6)) for part in reply.evaluate.sums]
+        replies = [reply.evaluate for reply in five.ask(evaluate=pb.EvaluateRequest(step=6))]
+        sums = [part for reply in replies for part in reply.sums]
         assert sum(part.rows for part in sums) == 903
         known = {(part.first_block, part.end_block): (part.loss_sum, part.denominator, part.correct) for part in sums}
-        found.add(whole(known))
+        by_class = [reply.classes for reply in replies if reply.classes.support]
+        counts = [tuple(map(sum, zip(*(getattr(one, name) for one in by_class), strict=True))) for name in COUNTS]
+        found.add((whole(known), tuple(counts)))
     assert len(found) == 1
-    result = found.pop()
+    result, (support, predicted, right) = found.pop()
     assert result is not None
     loss_sum, denominator, correct = result
-    assert denominator == 903 and 0 < correct <= 903 and loss_sum > 0
+    assert denominator == sum(support) == sum(predicted) == 903 and 0 < correct == sum(right) <= 903 and loss_sum > 0
 
 
 def test_a_checkpoint_continues_bit_for_bit(five: Workers, files: Path, digest: str) -> None:

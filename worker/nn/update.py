@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import final
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from worker.nn.norms import Norms
 from worker.nn.optimizers import Lamb, build_optimizer
@@ -29,21 +30,26 @@ class Update:
     """
 
     def __init__(
-        self, record: OptimizerRecord, penalty: PenaltyRecord, layout: ParameterLayout, clipping: ClippingRecord | None = None
+        self,
+        record: OptimizerRecord,
+        penalty: PenaltyRecord,
+        layout: ParameterLayout,
+        clipping: ClippingRecord | None = None,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         clipping = clipping or ClippingRecord()
-        self._optimizer = build_optimizer(record)
+        self._optimizer = build_optimizer(record, dtype)
         self._lamb = self._optimizer if isinstance(self._optimizer, Lamb) else None
         self._penalty = penalty if penalty.l1 or penalty.l2 else None
         self._decayed, self.learned = layout.decayed, layout.learned
-        self._keep, self._take = aligned_zeros((2, layout.size - layout.learned), np.float32)
+        self._keep, self._take = aligned_zeros((2, layout.size - layout.learned), dtype)
         for entry in layout.entries:
             if entry.role is Role.STATE:
                 place = slice(entry.offset - layout.learned, entry.offset - layout.learned + entry.size)
                 self._keep[place], self._take[place] = entry.tensor.keep, 1 - entry.tensor.keep
-        self._upper = np.array(clipping.value, np.float32) if clipping.value else None
-        self._lower = np.array(-clipping.value, np.float32)
-        self._max_norm, self._scale = clipping.global_norm, np.ones((), np.float32)
+        self._upper = np.array(clipping.value, dtype) if clipping.value else None
+        self._lower = np.array(-clipping.value, dtype)
+        self._max_norm, self._scale = clipping.global_norm, np.ones((), dtype)
         # The pass in which the optimizer has its turn: a global norm must be known before.
         self._turn = 1 if self._max_norm else 0
         rows = ((1,) if self._max_norm else ()) + ((2,) if self._lamb else ())
@@ -57,7 +63,7 @@ class Update:
             cuts.update(_run_starts(layout, alone=layout.decayed if self._lamb else 0))
         self.cuts: Sequence[int] = tuple(sorted(cuts))
         self.state_names = self._optimizer.state_names
-        self._scratch = aligned_zeros((min(layout.size, BLOCK_FLOATS) if self._penalty else 0,), np.float32)
+        self._scratch = aligned_zeros((min(layout.size, BLOCK_FLOATS) if self._penalty else 0,), dtype)
 
     def begin(self, number: int) -> None:
         """Opens pass `number`, from 1 on: what the passes before have measured of all blocks is summed."""

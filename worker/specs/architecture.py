@@ -10,7 +10,7 @@ from lockstep.contract.arithmetic import BATCH_STATISTICS_ROWS
 from lockstep.contract.errors import UserError, Violation
 from lockstep.v1.model_pb2 import Layer, ModelSpec, Parallel
 from worker.specs import activations, convolution, dense, normalization, recurrent, sequence
-from worker.specs.records import LayerReader, LayerRecord, Reading, not_one_of
+from worker.specs.records import LayerReader, LayerRecord, Reading, none_given
 
 # Deepest nesting of residual and parallel layers.
 MAX_DEPTH = 8
@@ -104,7 +104,7 @@ def read_layers(messages: Sequence[Layer], place: str, behind: str, wrong: list[
     records = []
     for index, (layer, kind) in enumerate(zip(messages, kinds, strict=True)):
         if kind not in READERS:
-            wrong.append(not_one_of(f"{place}[{index}]", "layer", kind, READERS))
+            wrong.append(none_given(f"{place}[{index}]", "layer", READERS))
             continue
         following = (other for other in kinds[index + 1 :] if other not in _PASSED_OVER)
         reading = Reading(f"{place}[{index}].{kind}", next(following, behind), wrong)

@@ -10,7 +10,7 @@ from typing import ClassVar, final
 from lockstep.contract.errors import UserError, Violation
 from lockstep.v1.optimization_pb2 import Adam, AdamW, Lamb, Optimizer
 from worker.specs.clipping import check_clipping
-from worker.specs.records import OptimizerRecord, ScheduleRecord, given_or_default, not_one_of
+from worker.specs.records import OptimizerRecord, ScheduleRecord, given_or_default, none_given
 from worker.specs.schedules import read_schedule
 
 
@@ -188,7 +188,7 @@ _OPTIMIZERS: dict[str, Callable[[Optimizer, ScheduleRecord, list[Violation]], Op
 
 
 def optimizer_record(optimizer: Optimizer) -> OptimizerRecord:
-    """The record of an optimizer with its schedule. Raises UserError for what is not built or out of range."""
+    """The record of an optimizer with its schedule. Raises UserError for what is missing or out of range."""
     wrong: list[Violation] = []
     schedule = read_schedule(optimizer.schedule)
     check_clipping(optimizer, wrong)
@@ -196,7 +196,7 @@ def optimizer_record(optimizer: Optimizer) -> OptimizerRecord:
     make = _OPTIMIZERS.get(kind)
     record = make(optimizer, schedule, wrong) if make else None
     if record is None:
-        wrong.append(not_one_of("optimizer", "optimizer", kind, _OPTIMIZERS))
+        wrong.append(none_given("optimizer", "optimizer", _OPTIMIZERS))
     if wrong or record is None:
         raise UserError(wrong)
     return record

@@ -78,10 +78,6 @@ def given_or_default(message: Message, name: str) -> Any:
     return written_default(message.DESCRIPTOR.fields_by_name[name])
 
 
-def not_one_of(place: str, what: str, kind: str, built: Iterable[str]) -> Violation:
-    """A choice of which nothing was chosen, or something that is not built yet."""
-    names = ", ".join(sorted(built))
-    if not kind:
-        return Violation(place, "", f"exactly one {what} must be given: {names}", "INVALID_FIELD")
-    reason = f"{what.upper()}_NOT_BUILT"
-    return Violation(f"{place}.{kind}", "", f"this {what} is not built yet; use one of: {names}", reason)
+def none_given(place: str, what: str, choices: Iterable[str]) -> Violation:
+    """A choice of which nothing was chosen."""
+    return Violation(place, "", f"exactly one {what} must be given: {', '.join(sorted(choices))}", "INVALID_FIELD")

@@ -216,15 +216,21 @@ class ClassTarget(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    NO_LABEL_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     """Number of classes: the largest label and one."""
+    positions: _builtins.int
+    """Labels of each row, one for each position; not set where a row has one label."""
+    no_label: _builtins.int
+    """What stands where a position has no label, -1 or -100; not set where all have one."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The class names, in the order of the labels; empty where labels were numbers."""
 
     @_builtins.property
     def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Rows of each class, in the order of the labels."""
+        """Rows of each class, in the order of the labels; where rows have several labels, positions of each class."""
 
     def __init__(
         self,
@@ -232,12 +238,21 @@ class ClassTarget(_message.Message):
         count: _builtins.int = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
         rows: _abc.Iterable[_builtins.int] | None = ...,
+        positions: _builtins.int | None = ...,
+        no_label: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_no_label", b"_no_label", "_positions", b"_positions", "no_label", b"no_label", "positions", b"positions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "names", b"names", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_no_label", b"_no_label", "_positions", b"_positions", "count", b"count", "names", b"names", "no_label", b"no_label", "positions", b"positions", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__no_label: _TypeAlias = _typing.Literal["no_label"]  # noqa: Y015
+    _WhichOneofArgType__no_label: _TypeAlias = _typing.Literal["_no_label", b"_no_label"]  # noqa: Y015
+    _WhichOneofReturnType__positions: _TypeAlias = _typing.Literal["positions"]  # noqa: Y015
+    _WhichOneofArgType__positions: _TypeAlias = _typing.Literal["_positions", b"_positions"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__no_label) -> _WhichOneofReturnType__no_label | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__positions) -> _WhichOneofReturnType__positions | None: ...
 
 Global___ClassTarget: _TypeAlias = ClassTarget  # noqa: Y015
 
@@ -343,7 +358,9 @@ Global___UploadHeader: _TypeAlias = UploadHeader  # noqa: Y015
 
 @_typing.final
 class NpzFormat(_message.Message):
-    """An .npz file with an array of inputs (rows first) and an array of labels. Whole-number labels are classes from 0."""
+    """An .npz file with an array of inputs (rows first) and an array of labels. Whole-number labels are classes from 0: one per row,
+    (N,), or one at each of L positions, (N, L), where -1 or -100 stands for no label.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
