@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf.json_format import ParseDict
+from safetensors.numpy import save_file
 from threadpoolctl import threadpool_limits
 
+from lockstep.contract.manifest import MODEL_FILE, OPTIMIZER_FILE
 from lockstep.internal.v1.agent_service_pb2 import RunOrder
 from lockstep.v1.job_spec_pb2 import JobSpec
 from tests.worker.reference_cnn import Job, train
 from tests.worker.reference_digits import Array, training_rows
-from tests.worker.worker_processes import Workers, weights_hash, write_columns
+from tests.worker.worker_processes import Workers, vectors, weights_hash, write_columns
+from worker.nn.shapes import parameter_layout
+from worker.specs import architecture
+from worker.weights_file import tensors_from_flat
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.npz"
 
@@ -112,10 +117,15 @@ def hash_of_reference(job: Job, x: Array, y: Array) -> str:
         return train(job, x, y)
 
 
-# 1,438 rows train. A last batch of 38 rows fills 4 of 8 shards, with 10, 10, 9 and 9 rows; one of 8 or 2 rows fills one of 4.
-@pytest.mark.parametrize(
-    "job", [DIGIT_JOB, replace(DIGIT_JOB, batch=65, shards=4, seed=2**64 - 1), replace(DIGIT_JOB, batch=1436, shards=7, epochs=5)]
-)
+# 1,438 rows train. A last batch of 38 rows fills 4 of 8 shards, with 10, 10, 9 and 9 rows; one of 8 or of 2 rows fills one.
+JOBS = [
+    DIGIT_JOB,
+    replace(DIGIT_JOB, batch=65, shards=4, seed=2**64 - 1),
+    replace(DIGIT_JOB, batch=1436, shards=7, epochs=5),
+]
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: f"batch of {job.batch}")
 def test_a_convolutional_network_has_the_hash_of_its_reference(workers: Workers, files: Path, job: Job) -> None:
     with np.load(DIGITS) as arrays:
         x, y = arrays["x"].astype(np.float32), arrays["y"].astype(np.int64)
@@ -124,6 +134,28 @@ def test_a_convolutional_network_has_the_hash_of_its_reference(workers: Workers,
     run = order(job, write_columns(folder, x, y), len(x))
     for nodes in SPLITS:
         assert hash_of_workers(workers, folder, run, 64, nodes) == expected, nodes
+
+
+def test_a_checkpoint_holds_the_running_statistics(workers: Workers, files: Path) -> None:
+    """Two workers begin, others end: the reference, which nothing interrupts, has the same hash."""
+    with np.load(DIGITS) as arrays:
+        x, y = arrays["x"].astype(np.float32), arrays["y"].astype(np.int64)
+    folder = files / "resumed"
+    run = order(DIGIT_JOB, write_columns(folder, x, y), len(x))
+    layout = parameter_layout(architecture(run.spec.model, (64,)))
+    workers.form(folder, run, ["a", "a"])
+    workers.restore()
+    workers.stretch(1, 16)
+    middle = {name: tensors_from_flat(layout, vector) for name, vector in vectors(workers.state(16)).items()}
+    checkpoint = folder / "checkpoint"
+    checkpoint.mkdir()
+    save_file(middle.pop("parameters"), checkpoint / MODEL_FILE)
+    state = {f"{name}/{tensor}": values for name, tensors in middle.items() for tensor, values in tensors.items()}
+    save_file(state, checkpoint / OPTIMIZER_FILE)
+    workers.form(folder, run, ["a", "b", "b"])
+    workers.restore(16, "checkpoint")
+    workers.stretch(17, 30)
+    assert weights_hash(run, 64, workers.state(30)) == hash_of_reference(DIGIT_JOB, x, y)
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +174,7 @@ def test_a_short_last_batch_of_any_size_gives_one_hash(
 ) -> None:
     digest, x, y = signals
     held_back = SIGNAL_ROWS - SIGNAL_BATCH - last
-    job = Job(
-        SIGNALS, frozenset({1}), SIGNAL_BATCH, shards, epochs=2, warmup=1, validation_fraction=held_back / SIGNAL_ROWS
-    )
+    job = Job(SIGNALS, frozenset({1}), SIGNAL_BATCH, shards, epochs=2, warmup=1, validation_fraction=held_back / SIGNAL_ROWS)
     expected = hash_of_reference(job, x, y)
     run = order(job, digest, SIGNAL_ROWS)
     assert run.plan.total_steps == 4

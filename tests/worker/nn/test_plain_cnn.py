@@ -35,8 +35,10 @@ def convolved(x: F64, w: F64) -> F64:
     """x (R, H, W, C) and w (3, 3, C, O): y (R, H, W, O), zeros around x."""
     _, height, width, _ = x.shape
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    taps = product(range(3), range(3))
-    return sum(np.einsum("rijc,co->rijo", padded[:, a : a + height, b : b + width], w[a, b]) for a, b in taps)
+    y = np.zeros((*x.shape[:3], w.shape[3]))
+    for a, b in product(range(3), range(3)):
+        y += np.einsum("rijc,co->rijo", padded[:, a : a + height, b : b + width], w[a, b])
+    return y
 
 
 def convolved_backward(x: F64, w: F64, dy: F64) -> tuple[F64, F64]:
@@ -149,13 +151,12 @@ def test_twenty_steps_are_those_of_a_plain_network(record: OptimizerRecord) -> N
     losses = []
     for step in range(1, 21):
         rows = draw.permutation(60)[:20]
-        shards = [rows[:7], rows[7:14], rows[14:]]
-
-        parts = [shard_sums(t, x[shard], labels[shard]) for shard in shards]
+        parts = [shard_sums(t, x[shard], labels[shard]) for shard in (rows[:7], rows[7:14], rows[14:])]
         losses.append(sum(loss for _, loss in parts) / 20)
-        move(record, t, {name: sum(sums[name] for sums, _ in parts) / 20 for name in t}, state, step)
+        means = {name: np.sum([sums[name] for sums, _ in parts], axis=0) / 20 for name in t}
+        move(record, t, means, state, step)
 
-        stacks = [(x[rows[:14]].reshape(2, 7, 8, 8, 2), labels[rows[:14]].reshape(2, 7)), (x[shards[2]][None], labels[shards[2]][None])]
+        stacks = [(x[shards], labels[shards]) for shards in (rows[:14].reshape(2, 7), rows[14:].reshape(1, 6))]
         result = model.loss_and_gradient(stacks)
         mean = model.gradients[0] / 20
         optimizer.apply(model.parameters[:learned], mean[:learned], vectors, step, record.learning_rate)
