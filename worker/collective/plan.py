@@ -152,8 +152,9 @@ class StepPlan:
         additions: list[Addition] = []
         vectors: list[F32] = []
         for subtree in self._node_subtrees:
-            if subtree in self._local:
-                member, index = self._local[subtree]
+            inside = [place for s, place in self._local.items() if subtree[0] <= s[0] and s[1] <= subtree[1]]
+            if len(inside) == 1:  # the subtree itself, or the only part of it that has rows
+                member, index = inside[0]
                 vectors.append(self._memory.gradients[member][index, first:end])
                 continue
             target = np.zeros(end - first, np.float32)

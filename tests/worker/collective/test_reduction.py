@@ -206,6 +206,20 @@ def test_parameters_and_state_are_those_of_the_plain_tree_sum(seed: int, workers
     assert np.concatenate([group.states[rank][0] for rank in range(workers)]).tobytes() == state.tobytes()
 
 
+@pytest.mark.parametrize("nodes", ["aab", "abb", "aabb", "abbb", "aba", "abab", "aaabc", "abc"])
+def test_any_number_of_shards_with_rows_gives_the_plain_tree_sum(nodes: str) -> None:
+    """Also where a single worker of a node has rows, whose sum stands for a subtree that the node would else add up."""
+    shards, size = 8, 5 * 4096
+    group, draw = Group(list(nodes), shards, size, Keep), np.random.default_rng(2)
+    for filled in range(1, shards + 1):
+        gradients = [draw.normal(size=size).astype(np.float32) for _ in range(shards)]
+        group.step(filled, filled, gradients, [0.0] * shards, [True] * len(nodes))
+        total = plain_sum(0, shards, gradients, filled)
+        assert total is not None
+        kept = np.concatenate([group.states[rank][0] for rank in range(len(nodes))])
+        assert kept.tobytes() == (total / np.float32(filled)).tobytes(), filled
+
+
 def test_blocks_longer_than_the_cache_give_the_same_bits() -> None:
     size, draw = 3 * 65536 + 16 * 77, np.random.default_rng(1)
     group = Group(["a", "a", "b"], 5, size)
