@@ -15,7 +15,7 @@ from typing import Any, final
 import numpy as np
 from google.protobuf.json_format import ParseDict
 
-from benchmarks.engine.cases import BY_NAME, LEARNING_RATE, MOMENTUM, Case
+from benchmarks.engine.cases import BY_NAME, MOMENTUM, Case
 from benchmarks.engine.turns import MemoryGauge, cpu_seconds, serve
 from lockstep.contract.arithmetic import default_shards
 from lockstep.internal.v1 import worker_pb2 as pb
@@ -56,7 +56,7 @@ def job(case: Case, shards: int) -> JobSpec:
     described: dict[str, Any] = {
         "model": {"layers": case.layers},
         "loss": {"softmaxCrossEntropy": {}},
-        "optimizer": {"momentum": {"learningRate": LEARNING_RATE, "momentum": MOMENTUM}},
+        "optimizer": {"momentum": {"learningRate": case.learning_rate, "momentum": MOMENTUM}},
         "training": {"epochs": 1, "batchSize": case.batch, "shards": shards, "seed": SEED},
     }
     return ParseDict(described, JobSpec())
@@ -64,7 +64,7 @@ def job(case: Case, shards: int) -> JobSpec:
 
 @final
 class Ours:
-    """The worker of one case, cut into `shards`, after `restart` before its first step."""
+    """The worker of one case, its step cut into `shards`; before its first step, as after `restart`."""
 
     def __init__(self, case: Case, folder: Path, digest: str, shards: int) -> None:
         self._worker = ShardWorker("a", "127.0.0.1")
@@ -95,6 +95,10 @@ class Ours:
         self._step = reply.step
         return reply
 
+    def close(self) -> None:
+        """Gives back the worker's memory and port."""
+        self._worker.close()
+
     def _ask(self, **request: Any) -> pb.WorkerReply:
         reply = pb.WorkerReply.FromString(self._worker.handle(pb.WorkerRequest(**request).SerializeToString()))
         if reply.WhichOneof("reply") == "failure":
@@ -104,8 +108,8 @@ class Ours:
 
 def write_start(case: Case, folder: Path) -> None:
     """The initial weights in their public layout, and the first epoch's order, for the other side."""
-    model = build_model(job(case, 1), case.input_shape)
-    np.savez(folder / "weights.npz", **model.named_parameters())
+    tensors: dict[str, Any] = dict(build_model(job(case, 1), case.input_shape).named_parameters())
+    np.savez(folder / "weights.npz", **tensors)
     np.save(folder / "order.npy", epoch_order(SEED, 0, case.rows))
 
 

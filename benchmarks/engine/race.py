@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, final
 
 from benchmarks.engine.cases import Case
@@ -58,11 +58,12 @@ class Outcome:
         return self.memory_bytes[ours] / self.memory_bytes["torch"] if self.memory_bytes else None
 
     def loss_error(self, ours: str) -> float | None:
-        """Largest relative difference of the first steps' losses; None where shards compute something else."""
+        """Largest relative difference of the first steps' losses, NaN if any is; None where shards compute something else."""
         if ours not in self.losses:
             return None
         pairs = zip(self.losses[ours], self.losses["torch"], strict=True)
-        return max(abs(own - theirs) / abs(theirs) for own, theirs in pairs)
+        errors = [abs(own - theirs) / abs(theirs) for own, theirs in pairs]
+        return max(errors, key=lambda error: (math.isnan(error), error))
 
     def missed(self) -> list[str]:
         """What is below its floor, in words."""
@@ -82,7 +83,7 @@ class Outcome:
 
 
 def race(case: Case, torch_python: str, seconds: float, rounds: int, say: Callable[[str], None]) -> Outcome:
-    """Runs both sides in turn, each in a process of its own; `seconds` of a turn, about. The least number of rounds is 1."""
+    """Runs both sides in turn, each in a process of its own; a turn takes about `seconds`; `rounds` is at least 1."""
     with tempfile.TemporaryDirectory(prefix="lockstep-benchmark-") as folder:
         with _ours(case, folder) as ours:
             outcome = Outcome(case, ours.ask("start"))

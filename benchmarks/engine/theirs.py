@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.engine.cases import BY_NAME, LEARNING_RATE, MOMENTUM, Case, Layers
+from benchmarks.engine.cases import BY_NAME, MOMENTUM, Case, Layers
 from benchmarks.engine.turns import MemoryGauge, cpu_seconds, serve
 
 # Ours has the gates input, forget, output, candidate; PyTorch has the candidate third.
@@ -219,7 +219,7 @@ class Theirs:
         if form == "channels last":
             self._model = self._model.to(memory_format=torch.channels_last)
         learned = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.SGD(learned, lr=LEARNING_RATE, momentum=MOMENTUM, fused=True)
+        self._optimizer = torch.optim.SGD(learned, lr=case.learning_rate, momentum=MOMENTUM, fused=True)
         self._at = 0
 
     def step(self) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, final
 
 ROOT = Path(__file__).parents[2]
 # Read when NumPy and PyTorch are loaded, so they must stand in a side's environment before.
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def serve(commands: Mapping[str, Callable[..., Any]]) -> None:
