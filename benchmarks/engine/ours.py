@@ -89,7 +89,8 @@ class Ours:
 
     def run(self, steps: int) -> pb.StretchReply:
         """So many steps."""
-        reply = self._ask(stretch=pb.StretchRequest(first_step=self._step + 1, last_step=self._step + steps)).stretch
+        request = pb.StretchRequest(first_step=self._step + 1, last_step=self._step + steps, rate_factor=1)
+        reply = self._ask(stretch=request).stretch
         if reply.step != self._step + steps:
             raise ValueError(f"step {reply.step + 1} met a number that is not finite")
         self._step = reply.step

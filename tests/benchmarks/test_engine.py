@@ -32,6 +32,9 @@ def test_the_worker_takes_the_steps_that_are_asked(tmp_path: Path) -> None:
         ours.run(3)
         ours.restart()
         assert [point.loss for point in ours.run(LOSS_STEPS).losses] == first and len(first) == LOSS_STEPS
+        for _ in range(20):
+            last = ours.run(LOSS_STEPS).losses[-1].loss
+        assert last < first[0] / 2  # it learns
         curves.append(first)
         ours.close()
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
