@@ -124,6 +124,8 @@ class Layer(ABC):
     takes_strided_input: ClassVar[bool] = False
     # Whether an elementwise layer behind this one is computed in this one, block by block.
     absorbs_activation: ClassVar[bool] = False
+    # The tensor (O, I) whose gradient may be asked for tile by tile, behind the backward pass; the gradients then lack it.
+    tiled: ClassVar[str | None] = None
     # Whether the forward pass depends on the network's input beside x.
     looks: bool = False
 
@@ -146,6 +148,10 @@ class Layer(ABC):
         needed, what is returned means nothing.
         """
         return dy
+
+    def gradient_tile(self, shard: int, rows: slice, out: Array) -> None:
+        """Rows of the `tiled` gradient of one shard, into out (rows, I)."""
+        raise NotImplementedError
 
     def look(self, network_input: Array) -> None:
         """Sees the network's input (S, R, *row) right before its own forward pass, where `looks` says so."""
