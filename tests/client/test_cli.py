@@ -267,6 +267,8 @@ def test_datasets(lockstep: Lockstep, server: FakeServer, tmp_path: Path) -> Non
     classes = server.datasets["datasets/iris"].schema.classes
     classes.positions, classes.no_label = 128, -100
     assert "2 classes at each of 128 positions (-100 where there is none)" in lockstep("dataset", "show", "iris").out
+    server.datasets["datasets/iris"].schema.numbers.width = 1
+    assert "inputs , a number to predict, 0 B" in lockstep("dataset", "show", "iris").out
     assert lockstep("dataset", "delete", "iris") == (0, "", "deleted datasets/iris\n")
     done = lockstep("dataset", "push", "Iris 2.csv", "iris")
     assert done.code == 2
