@@ -1,11 +1,13 @@
-"""Makes examples/friedman.csv, a table for examples/friedman.yaml: `.venv/bin/python examples/make_friedman.py`.
+"""Makes examples/friedman.csv, a table for examples/friedman.yaml.
+
+    .venv/bin/python examples/make_friedman.py
 
 Ten columns uniform in [0, 1], of which five count, and the number
 
     y = 10 sin(pi x1 x2) + 20 (x3 - 1/2)^2 + 10 x4 + 5 x5 + noise, normal with standard deviation 1
 
-(J. H. Friedman, "Multivariate Adaptive Regression Splines", Annals of Statistics 19 (1991), section 4.3). The noise alone is about 4 %
-of the variance of y, so no model has an R2 above 0.96 on rows that it has not seen.
+(J. H. Friedman, "Multivariate Adaptive Regression Splines", Annals of Statistics 19 (1991), section 4.3). The noise alone is
+about 4 % of the variance of y, so no model has an R2 much above 0.96 on rows that it has not seen.
 """
 
 from __future__ import annotations

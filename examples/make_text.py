@@ -1,7 +1,9 @@
-"""Makes examples/brackets.npz, texts of nested brackets for examples/transformer.yaml: `.venv/bin/python examples/make_text.py`.
+"""Makes examples/brackets.npz, texts of nested brackets for examples/transformer.yaml.
 
-Each text is 8 to 24 brackets of three kinds, nested at most 5 deep and not all of them closed. What is to be told at each of its
-positions is the kind of the bracket that is open there and was opened last: `(`, `[`, `{`, or none.
+    .venv/bin/python examples/make_text.py
+
+Each text is 8 to 24 brackets of three kinds, nested at most 5 deep and not all of them closed. What is to be told at each of
+its positions is the kind of the bracket that is open there and was opened last: `(`, `[`, `{`, or none.
 
     text    (  [  ]  {  (  )  }  )
     label   (  [  (  {  (  {  (  none

@@ -160,6 +160,7 @@ def test_show_has_the_metrics_and_a_table_of_the_classes(lockstep: Lockstep, ser
     job.result.validation_classes.add(label=1, support=0, predicted=0, correct=0)
     lines = lockstep("show", "a").out.splitlines()
     assert "validation  precision 75.00 %, F1 of class 1 0.5, ROC AUC 0.9877" in lines
+    assert "result      ROC AUC 0.9877" in lines
     assert [line.split() for line in lines[-3:]] == [
         ["CLASS", "SUPPORT", "PRECISION", "RECALL", "F1"],
         ["cat", "1,234", "-", "99.68", "%", "0.9943"],
