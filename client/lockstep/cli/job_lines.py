@@ -26,8 +26,8 @@ def result_words(outcome: training_job_pb2.Result) -> str:
         words.append(f"validation loss {number(outcome.validation_loss)}")
     if outcome.HasField("validation_accuracy"):
         words.append(f"validation accuracy {percent(outcome.validation_accuracy)}")
-    found = outcome.validation_metrics
-    words += [metric_words(name, getattr(found, name)) for name in HEADLINES if found.HasField(name)]
+    metrics = outcome.validation_metrics.ListFields()
+    words += [metric_words(field.name, value) for field, value in metrics if field.name in HEADLINES]
     if outcome.weights_sha256:
         words.append(f"weights_sha256 {outcome.weights_sha256}")
     return ", ".join(words)
