@@ -26,7 +26,8 @@ from worker.randomness import epoch_order
 from worker.shard_worker import ShardWorker
 
 SEED = 7
-TOTAL_STEPS = 2000  # no more than the points of a curve, so that each step's loss is kept
+TOTAL_STEPS = 1_000_000  # of a long job: few steps are points of its curve
+CURVE_STEPS = 2000  # no more than the points of a curve, so that each step's loss is kept
 PEAK_SIZE = 1536
 
 
@@ -66,10 +67,10 @@ def job(case: Case, shards: int) -> JobSpec:
 class Ours:
     """The worker of one case, its step cut into `shards`; before its first step, as after `restart`."""
 
-    def __init__(self, case: Case, folder: Path, digest: str, shards: int) -> None:
+    def __init__(self, case: Case, folder: Path, digest: str, shards: int, total_steps: int = TOTAL_STEPS) -> None:
         self._worker = ShardWorker("a", "127.0.0.1")
         order = RunOrder(job_id="benchmark", run_number=1, spec=job(case, shards), dataset_digest=digest)
-        order.plan.shards, order.plan.total_steps = shards, TOTAL_STEPS
+        order.plan.shards, order.plan.total_steps = shards, total_steps
         request = pb.PrepareRequest(
             order=order,
             files_folder=str(folder),
@@ -143,8 +144,10 @@ def main(name: str, folder: Path) -> None:
         return counts
 
     def losses(variant: str, steps: int) -> list[float]:
-        side(variant).restart()
-        return [point.loss for point in side(variant).run(steps).losses]
+        worker = Ours(case, folder, digest, counts[variant], CURVE_STEPS)
+        found = [point.loss for point in worker.run(steps).losses]
+        worker.close()
+        return found
 
     def memory(variant: str, steps: int) -> int:
         side(variant)

@@ -39,6 +39,7 @@ class Relu(Layer):
         self.y_bits = self.y.view(self.integers)
         self.ones = self.setting.memory.constant(self.output_shape, 1, self.integers)
         self.dx = self.room_for_input_gradient(dy)
+        self.dy_bits, self.dx_bits = dy.view(self.integers), self.dx.view(self.integers)
         return self.dx
 
     def forward(self, x: Array, streams: Streams | None) -> Array:
@@ -48,5 +49,5 @@ class Relu(Layer):
     def backward(self, dy: Array) -> Array:
         # An integer product with 0 or 1 keeps or clears the bits of dy; y is not needed any more.
         open_or_closed = np.minimum(self.y_bits, self.ones, out=self.y_bits)
-        np.multiply(dy.view(self.integers), open_or_closed, out=self.dx.view(self.integers))
+        np.multiply(self.dy_bits, open_or_closed, out=self.dx_bits)
         return self.dx
