@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.engine.cases import BY_NAME, CASES, Case
-from benchmarks.engine.ours import Ours, job, write_start, write_table
-from benchmarks.engine.race import LOSS_STEPS, Outcome
+from benchmarks.engine_race.cases import BY_NAME, CASES, Case
+from benchmarks.engine_race.ours import CURVE_STEPS, Ours, job, write_start, write_table
+from benchmarks.engine_race.race import LOSS_STEPS, Outcome
 from lockstep.contract.arithmetic import default_shards
 from worker.nn.shapes import parameter_layout
 from worker.specs import architecture
@@ -27,7 +27,7 @@ def test_the_worker_takes_the_steps_that_are_asked(tmp_path: Path) -> None:
     write_start(case, tmp_path)
     curves = []
     for shards in (1, default_shards(case.batch)):
-        ours = Ours(case, tmp_path, digest, shards)
+        ours = Ours(case, tmp_path, digest, shards, CURVE_STEPS)
         first = [point.loss for point in ours.run(LOSS_STEPS).losses]
         ours.run(3)
         ours.restart()

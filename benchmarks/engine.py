@@ -9,9 +9,12 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from benchmarks.engine.cases import BY_NAME, CASES
-from benchmarks.engine.race import Outcome, as_json, race
-from benchmarks.engine.turns import ROOT
+from benchmarks.engine_race.cases import BY_NAME, CASES
+from benchmarks.engine_race.race import Outcome, as_json, race
+from benchmarks.engine_race.turns import ROOT
+
+# What else steers OpenBLAS alone would bind our side and leave PyTorch's libraries free.
+KERNEL_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 HEADS = (
     *("model", "one shard", "floor", "aim", "default shards", "floor", "ours, samples/s", "PyTorch, samples/s (its best way)"),
@@ -64,7 +67,7 @@ def machine(core: int) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python benchmarks/engine.py", description=__doc__)
     parser.add_argument("--torch-python", default=str(ROOT / ".venv-torch/bin/python"), help="of the environment with PyTorch")
     parser.add_argument("--rows", nargs="+", choices=sorted(BY_NAME), metavar="ROW", help=f"of {', '.join(BY_NAME)}")
     parser.add_argument("--seconds", type=float, default=0.3, help="of one turn, at least three steps (default 0.3)")
@@ -72,13 +75,18 @@ def main() -> int:
     parser.add_argument(
         "--core", type=int, default=max(os.sched_getaffinity(0)), help="the one core of both (default: the last)"
     )
+    parser.add_argument("--kernel", help="of OpenBLAS, such as Haswell; unless given, the best that this processor has")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     options = parser.parse_args()
     if not Path(options.torch_python).exists():
         parser.error(f"--torch-python: {options.torch_python} is not there; benchmarks/README.md says how to make it")
     if options.rounds < 1 or options.seconds <= 0:
         parser.error("--rounds must be at least 1, --seconds above 0")
-    os.sched_setaffinity(0, {options.core})  # the sides inherit it
+    os.sched_setaffinity(0, {options.core})  # the sides inherit it, and the environment
+    for name in KERNEL_VARIABLES:
+        os.environ.pop(name, None)
+    if options.kernel:
+        os.environ[KERNEL_VARIABLES[0]] = options.kernel
 
     outcomes = []
     for case in CASES:
@@ -89,7 +97,7 @@ def main() -> int:
             outcomes.append(outcome)
             print(table_row(outcome), file=sys.stderr)
 
-    print(machine(options.core))
+    print(f"{machine(options.core)}, OpenBLAS kernel: {options.kernel or 'native'}")
     print()
     print("| " + " | ".join(HEADS) + " |")
     print("|---" * len(HEADS) + "|")

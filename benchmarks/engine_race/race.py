@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from benchmarks.engine.cases import Case
-from benchmarks.engine.turns import Side
+from benchmarks.engine_race.cases import Case
+from benchmarks.engine_race.turns import Side
 
 LOSS_STEPS = 10
 LOSS_TOLERANCE = 1e-3
@@ -97,11 +97,11 @@ def race(case: Case, torch_python: str, seconds: float, rounds: int, say: Callab
 
 
 def _ours(case: Case, folder: str) -> Side:
-    return Side(sys.executable, "benchmarks.engine.ours", (case.name, folder))
+    return Side(sys.executable, "benchmarks.engine_race.ours", (case.name, folder))
 
 
 def _theirs(case: Case, folder: str, torch_python: str) -> Side:
-    return Side(torch_python, "benchmarks.engine.theirs", (case.name, folder))
+    return Side(torch_python, "benchmarks.engine_race.theirs", (case.name, folder))
 
 
 def _compare_losses(outcome: Outcome, ours: Side, theirs: Side, say: Callable[[str], None]) -> None:

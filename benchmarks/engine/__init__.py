@@ -1,1 +1,0 @@
-"""One worker's training step against PyTorch eager, on one core: `python -m benchmarks.engine`."""
