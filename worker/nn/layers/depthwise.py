@@ -26,7 +26,7 @@ class Depthwise:
     def __init__(self, setting: Setting, x: Array, y: Array, weight: Array, down: Windows, across: Windows) -> None:
         self.memory, self.zero = setting.memory, np.zeros((), setting.dtype)
         shards, _, _, channels, rows = y.shape
-        self.y = y
+        self.x, self.y = x, y
         self.W_IJC1 = weight.transpose(2, 1, 0, 3)
         self.W_IJCR = setting.memory.forward_scratch((down.taps, across.taps, channels, rows))
         self.tiles = list(tiles(shards, down, across, channels * rows))
@@ -42,12 +42,12 @@ class Depthwise:
         out = y[(tile.shards, *tile.windows)][(slice(None), *tap.windows)]
         return out, (tile.shards, *tap.places), scratch[: out.size].reshape(out.shape), tap.number
 
-    def forward(self, x: Array, bias: Array | None) -> None:
+    def forward(self) -> None:
         np.copyto(self.W_IJCR, self.W_IJC1)
         for tile, taps in self.steps:
-            np.copyto(self.y[(tile.shards, *tile.windows)], self.zero if bias is None else bias)
+            np.copyto(self.y[(tile.shards, *tile.windows)], self.zero)
             for y, place, scratch, number in taps:
-                np.multiply(x[place], self.W_IJCR[number], out=scratch)
+                np.multiply(self.x[place], self.W_IJCR[number], out=scratch)
                 np.add(y, scratch, out=y)
 
     def prepare_backward(self, dy: Array, dx: Array | None, dW: Array) -> None:
@@ -72,13 +72,13 @@ class Depthwise:
                 total = self.sum[(tile.shards, *number)]
                 self.back.append((out, place, to, product, flat, part[: len(flat)], total, number))
 
-    def backward(self, x: Array) -> None:
+    def backward(self) -> None:
         np.copyto(self.sum, self.zero)
         np.copyto(self.W_back, self.W_IJC1)
         if self.dx is not None:
             np.copyto(self.dx, self.zero)
         for dy, place, dx, product, flat, part, total, number in self.back:
-            np.multiply(dy, x[place], out=product)
+            np.multiply(dy, self.x[place], out=product)
             np.add.reduce(flat, axis=1, out=part)
             np.add(total, part, out=total)
             if dx is not None:

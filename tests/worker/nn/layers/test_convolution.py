@@ -147,6 +147,11 @@ CASES = [
     (conv2d(4, groups=4, padding=SAME), (5, 6, 4)),
     (conv2d(4, groups=4, stride=(2, 2), padding=SAME), (5, 6, 4)),
     (conv2d(4, padding=PaddingRecord("explicit", 4, 0, 5, 1)), (3, 4, 2)),
+    (conv2d(18, (2, 3), stride=(2, 3), padding=SAME), (7, 8, 17)),
+    (conv2d(8), (5, 6, 9)),
+    (conv2d(9, padding=SAME, bias=False), (6, 5, 8)),
+    (conv2d(8, (3, 1), padding=PaddingRecord("explicit", 4, 0, 0, 0)), (2, 4, 8)),
+    (conv2d(8, (3, 2), padding=PaddingRecord("explicit", 1, 2, 5, 0)), (4, 3, 8)),
 ]
 
 
@@ -162,7 +167,7 @@ def test_small_blocks_compute_the_same(
 ) -> None:
     for numbers_of_a_block in (1, 200, 1000):
         monkeypatch.setattr(windows_module, "GATHERED", numbers_of_a_block)
-        monkeypatch.setattr("worker.nn.layers.convolution.GATHERED", numbers_of_a_block)
+        monkeypatch.setattr("worker.nn.layers.products.GATHERED", numbers_of_a_block)
         monkeypatch.setattr(windows_module, "TILE", numbers_of_a_block)
         check_formula(record, row)
         if numbers_of_a_block == 200:
@@ -185,34 +190,6 @@ def test_one_axis_is_an_image_of_height_one(options: dict[str, Any]) -> None:
     assert line.backward(dy).tobytes() == plane.backward(dy[:, :, None]).tobytes()
     assert line.gradients["weight"].tobytes() == plane.gradients["weight"].tobytes()
     assert worst_error(record, x[:1, :2]) < 1e-6
-
-
-def test_a_first_layer_reads_rows_where_they_lie() -> None:
-    record, row = conv2d(3, padding=SAME), (5, 6, 2)
-    straight, strided = LayerBench(record, row), LayerBench(record, row)
-    x = numbers(2, 3, *row)
-    view = np.moveaxis(x, 1, -1)
-    layer = Convolution(record, replace(strided.layer.setting, x=view, needs_input_gradient=False))
-    dy = numbers(*straight.forward(x).shape)
-    straight.backward(dy)
-    turned = np.ascontiguousarray(np.moveaxis(dy, 1, -1))
-    layer.prepare_backward(turned)
-    assert np.moveaxis(layer.forward(view, None), -1, 1).tobytes() == straight.forward(x).tobytes()
-    layer.backward(turned)
-    assert strided.gradients["weight"].tobytes() == straight.gradients["weight"].tobytes()
-
-
-@pytest.mark.parametrize(("record", "row"), CASES)
-def test_each_pass_reads_the_x_that_it_is_given(record: Conv2dRecord, row: tuple[int, int, int]) -> None:
-    # Of a first layer it is another array each time.
-    bench, other, x = LayerBench(record, row), LayerBench(record, row), numbers(2, 3, *row)
-    y = bench.forward(x)
-    dy = numbers(*y.shape)
-    dx = bench.backward(dy)
-    other.x.fill(np.nan)
-    assert other.public(other.layer.forward(bench.x.copy(), None)).tobytes() == y.tobytes()
-    assert other.backward(dy).tobytes() == dx.tobytes()
-    assert other.gradients["weight"].tobytes() == bench.gradients["weight"].tobytes()
 
 
 def test_nan_stays_nan() -> None:
