@@ -124,6 +124,8 @@ class Layer(ABC):
     takes_strided_input: ClassVar[bool] = False
     # Whether an elementwise layer behind this one is computed in this one, block by block.
     absorbs_activation: ClassVar[bool] = False
+    # Whether a rectifier before this one may be computed in this one instead, which is the same.
+    takes_activation_before: ClassVar[bool] = False
 
     y: Array
 

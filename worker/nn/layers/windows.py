@@ -94,11 +94,8 @@ class Gather:
 
     def _in_place(self) -> bool:
         down, across = self.down, self.across
-        whole = all(
-            along.before <= 0 and along.place(along.count - 1, along.taps - 1) < along.size for along in (across, down)
-        )
         neighbours = across.taps == 1 or (across.dilation == 1 and self.groups == 1)
-        return whole and neighbours and down.taps == 1 and self.x.flags.c_contiguous
+        return across.borderless and down.borderless and neighbours and down.taps == 1 and self.x.flags.c_contiguous
 
     def _block(self, shards: slice, row: int, first: int, last: int) -> Block:
         if self.in_place:
@@ -155,6 +152,11 @@ class Gather:
                 block.moves.append((own[:, :, left:right, tap, top:bottom], self._source(source)))
 
 
+def merged(a: Array) -> Array:
+    """(S, H, W, C, R) as (S, H, W, C R), a view."""
+    return a.reshape(*a.shape[:3], -1)
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Tap:
@@ -177,11 +179,14 @@ class Tile:
 
 
 def tiles(shards: int, down: Windows, across: Windows, numbers: int) -> Iterator[Tile]:
-    """All windows in tiles of about `TILE` numbers, of which a window has `numbers`; the cuts depend on one shard alone."""
+    """All windows in tiles of about `TILE` numbers, of which a window has `numbers`; the cuts depend on one shard alone.
+
+    In C order of (S, H', W', numbers) a tile is contiguous: part of a row, whole rows of a shard, or whole shards.
+    """
     width = list(chunks(across.count, TILE // numbers))
-    height = list(chunks(down.count, TILE // (numbers * (width[0][1] - width[0][0]))))
-    one = numbers * (width[0][1] - width[0][0]) * (height[0][1] - height[0][0])
-    for stack in chunks(shards, TILE // one):
+    most = TILE // (numbers * across.count)
+    height = list(chunks(down.count, most))
+    for stack in chunks(shards, most // down.count):
         for rows in height:
             for columns in width:
                 windows = slice(*rows), slice(*columns)

@@ -30,6 +30,16 @@ class Windows:
     dilation: int
     before: int
 
+    @property
+    def borderless(self) -> bool:
+        """Whether all taps of all windows lie inside the input."""
+        return self.before <= 0 and self.place(self.count - 1, self.taps - 1) < self.size
+
+    @property
+    def apart(self) -> bool:
+        """Whether no number of the input lies in two windows, where the dilation is 1."""
+        return self.stride >= self.taps
+
     def taps_inside(self, window: int) -> tuple[int, int]:
         """The taps [first, last) of a window that lie inside the input."""
         start = window * self.stride - self.before
