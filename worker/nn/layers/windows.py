@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import TypeAlias, final
 
 import numpy as np
 
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import Windows
+
+# What makes an array of some shape.
+NewArray: TypeAlias = Callable[[tuple[int, ...]], Array]
 
 # Numbers that are worked on at a time: with what they become they stay in the L2 cache.
 GATHERED = 1 << 17
@@ -56,9 +59,7 @@ class Gather:
     worked on for one shard at a time. `scratch` makes the array.
     """
 
-    def __init__(
-        self, x: Array, down: Windows, across: Windows, scratch: Callable[[tuple[int, ...]], Array], beside: int = 0
-    ) -> None:
+    def __init__(self, x: Array, down: Windows, across: Windows, scratch: NewArray, beside: int = 0) -> None:
         self.x, self.down, self.across = x, down, across
         shards, _, _, self.groups, self.channels, self.rows = x.shape
         span = (across.count - 1) * across.stride + (across.taps - 1) * across.dilation + 1
