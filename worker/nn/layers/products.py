@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import gcd
 from typing import Protocol, final
 
@@ -35,10 +36,10 @@ def _line(image: Array, block: Block) -> Array:
 @final
 @dataclass(frozen=True, slots=True)
 class _Sum:
-    """Some windows of a block: dy turned (s, G, w, R, O), room for the products and for their sum, and what it is added to."""
+    """Some windows of a block: dy (s, G, w, O, R), the columns (s, G, w, R, K), the products, and their sum and its total."""
 
-    windows: slice
-    turned: Array
+    dy: Array
+    columns: Array
     products: Array
     part: Array
     totals: list[tuple[Array, Array]]
@@ -56,8 +57,8 @@ class _InputGradient(Protocol):
 class Products:
     """A convolution as products of filters and gathered columns, a row of windows at a time.
 
-    K is (kw, kh, C / G), O is C' / G. Forward: y[o] (G, O, R) = W (G, O, K) columns[o] (G, K, R). dW (G, K, O) = sum over o
-    of columns[o] dy[o]^T, positions from first to last. dx: see `_Phases` and `_Scattered`.
+    K is (kw, kh, C / G), O is C' / G. Forward: y[o] (G, O, R) = W (G, O, K) columns[o] (G, K, R). dW (G, O, K) = sum over o
+    of dy[o] columns[o]^T, positions from first to last. dx: see `_Phases` and `_Scattered`.
     """
 
     def __init__(
@@ -75,48 +76,41 @@ class Products:
             np.matmul(self.W_G1OK, self.gather.fill(block), out=y)
 
     def prepare_backward(self, dy: Array, dx: Array | None, dW: Array) -> None:
-        scratch, (shards, _, _, _, rows) = self.memory.backward_scratch, dy.shape
+        scratch, shards = self.memory.backward_scratch, len(dy)
         groups, size, filters = self.groups, self.size, self.filters
         one = groups * size * filters
         # Products of so many windows are summed at a time; it depends on one shard's shape alone.
         most = max(1, GATHERED // one)
         self.back = Gather(self.x, self.down, self.across, scratch, beside=one * min(most, self.across.count))
         widest, stacked = self.back.widest, self.back.shards
-        self.turned = scratch((stacked, groups, widest, rows, filters))
-        self.products = scratch((stacked, groups, min(most, widest), size, filters))
-        self.part = scratch((stacked, groups, size, filters))
-        self.sum = scratch((shards, groups, size, filters))
-        self.dW_SGKO = dW.reshape(shards, groups, filters, size).transpose(0, 1, 3, 2)
-        self.steps = [
-            (block, _lines(_line(dy, block), groups), list(self._sums(block, most))) for block in self.back.blocks
-        ]
+        self.products = scratch((stacked, groups, min(most, widest), filters, size))
+        self.part = scratch((stacked, groups, filters, size))
+        self.sum = scratch((shards, groups, filters, size))
+        self.dW = dW.reshape(shards, groups, filters, size)
+        self.steps = [(block, list(self._sums(block, _lines(_line(dy, block), groups), most))) for block in self.back.blocks]
         self.input_gradient: _InputGradient | None = None
         if dx is not None:
             flat = self.down.taps > 1 and self.across.stride == 1 and dx.shape[3] // groups < LEAST_CHANNELS
             self.input_gradient = (_Scattered if flat else _Phases)(self, dy, dx)
 
-    def _sums(self, block: Block, most: int) -> list[_Sum]:
-        sums, shards = [], block.shards.stop - block.shards.start
-        for first, last in chunks(block.last - block.first, most):
-            part, total = self.part[:shards], self.sum[block.shards]
-            totals = list(zip(total, part, strict=True))
-            sums.append(
-                _Sum(slice(first, last), self.turned[:shards, :, first:last], self.products[:shards, :, : last - first], part, totals)
-            )
-        return sums
+    def _sums(self, block: Block, dy: Array, most: int) -> Iterator[_Sum]:
+        shards, columns = len(dy), block.columns.transpose(0, 1, 2, 4, 3)
+        part = self.part[:shards]
+        totals = list(zip(self.sum[block.shards], part, strict=True))
+        for first, last in chunks(dy.shape[2], most):
+            products = self.products[:shards, :, : last - first]
+            yield _Sum(dy[:, :, first:last], columns[:, :, first:last], products, part, totals)
 
     def backward(self) -> None:
         self.sum.fill(0)
-        for block, dy, sums in self.steps:
-            gathered = self.back.fill(block)
-            # Turned first, so that BLAS sees its fast form.
-            np.copyto(self.turned[: dy.shape[0], :, : dy.shape[2]], dy.transpose(0, 1, 2, 4, 3))
+        for block, sums in self.steps:
+            self.back.fill(block)
             for own in sums:
-                np.matmul(gathered[:, :, own.windows], own.turned, out=own.products)
+                np.matmul(own.dy, own.columns, out=own.products)
                 np.add.reduce(own.products, axis=2, out=own.part)
                 for total, part in own.totals:
                     np.add(total, part, out=total)
-        np.copyto(self.dW_SGKO, self.sum)
+        np.copyto(self.dW, self.sum)
         if self.input_gradient is not None:
             self.input_gradient.run()
 
