@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol, final
 
 import numpy as np
 
-from worker.nn.layers import winograd
+from worker.nn.layers import paired, winograd
 from worker.nn.layers.depthwise import Depthwise
 from worker.nn.layers.layer import Layer, Setting
 from worker.nn.layers.products import Products
@@ -80,6 +80,8 @@ class Convolution(Layer):
             return Depthwise(self.setting, x, y, weight, down, across)
         if winograd.fits(down, across, groups, channels, filters):
             return winograd.Winograd(self.setting, x, y, weight, down, across)
+        if paired.fits(across, groups, filters):
+            return paired.Paired(self.setting, x, y, weight, down, across)
         return Products(self.setting, x, y, weight, groups, down, across)
 
     def _image(self, a: Array) -> Array:

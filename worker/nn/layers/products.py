@@ -9,8 +9,8 @@ from typing import Protocol, final
 
 import numpy as np
 
-from worker.nn.layers.layer import Setting
-from worker.nn.layers.windows import GATHERED, Block, Gather, around, chunks
+from worker.nn.layers.layer import Memory, Setting
+from worker.nn.layers.windows import GATHERED, Block, Gather, NewArray, around, chunks
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import Windows
 
@@ -45,7 +45,7 @@ class _Sum:
     totals: list[tuple[Array, Array]]
 
 
-class _InputGradient(Protocol):
+class InputGradient(Protocol):
     """How dx is computed."""
 
     def run(self) -> None:
@@ -76,7 +76,7 @@ class Products:
             np.matmul(self.W_G1OK, self.gather.fill(block), out=y)
 
     def prepare_backward(self, dy: Array, dx: Array | None, dW: Array) -> None:
-        scratch, shards = self.memory.backward_scratch, len(dy)
+        scratch = self.memory.backward_scratch
         groups, size, filters = self.groups, self.size, self.filters
         one = groups * size * filters
         # Products of so many windows are summed at a time; it depends on one shard's shape alone.
@@ -85,24 +85,22 @@ class Products:
         widest, stacked = self.back.widest, self.back.shards
         self.products = scratch((stacked, groups, min(most, widest), filters, size))
         self.part = scratch((stacked, groups, filters, size))
-        self.sum = scratch((shards, groups, filters, size))
-        self.dW = dW.reshape(shards, groups, filters, size)
+        self.dW = dW.reshape(len(dy), groups, filters, size)
         self.steps = [(block, list(self._sums(block, _lines(_line(dy, block), groups), most))) for block in self.back.blocks]
-        self.input_gradient: _InputGradient | None = None
+        self.input_gradient: InputGradient | None = None
         if dx is not None:
-            flat = self.down.taps > 1 and self.across.stride == 1 and dx.shape[3] // groups < LEAST_CHANNELS
-            self.input_gradient = (_Scattered if flat else _Phases)(self, dy, dx)
+            self.input_gradient = input_gradient(self.memory, self.weight, groups, self.down, self.across, dy, dx)
 
     def _sums(self, block: Block, dy: Array, most: int) -> Iterator[_Sum]:
         shards, columns = len(dy), block.columns.transpose(0, 1, 2, 4, 3)
         part = self.part[:shards]
-        totals = list(zip(self.sum[block.shards], part, strict=True))
+        totals = list(zip(self.dW[block.shards], part, strict=True))
         for first, last in chunks(dy.shape[2], most):
             products = self.products[:shards, :, : last - first]
             yield _Sum(dy[:, :, first:last], columns[:, :, first:last], products, part, totals)
 
     def backward(self) -> None:
-        self.sum.fill(0)
+        self.dW.fill(0)
         for block, sums in self.steps:
             self.back.fill(block)
             for own in sums:
@@ -110,9 +108,17 @@ class Products:
                 np.add.reduce(own.products, axis=2, out=own.part)
                 for total, part in own.totals:
                     np.add(total, part, out=total)
-        np.copyto(self.dW, self.sum)
         if self.input_gradient is not None:
             self.input_gradient.run()
+
+
+def input_gradient(
+    memory: Memory, weight: Array, groups: int, down: Windows, across: Windows, dy: Array, dx: Array
+) -> InputGradient:
+    """What computes dx (S, H, W, C, R) of dy (S, H', W', C', R) and W (C', kw, kh, C / G)."""
+    W_GOJIC = weight.reshape(groups, len(weight) // groups, *weight.shape[1:])
+    scattered = down.taps > 1 and across.stride == 1 and weight.shape[3] < LEAST_CHANNELS
+    return (_Scattered if scattered else _Phases)(memory.backward_scratch, W_GOJIC, down, across, dy, dx)
 
 
 @final
@@ -148,10 +154,10 @@ class _Residue:
 class _Phases:
     """dx as correlations of dy with the filters turned around: one for all x with the same remainders by the strides."""
 
-    def __init__(self, products: Products, dy: Array, dx: Array) -> None:
-        groups, weight, down, across = products.groups, products.weight, products.down, products.across
-        scratch = products.memory.backward_scratch
-        W_GOJIC = weight.reshape(groups, products.filters, *weight.shape[1:])
+    def __init__(
+        self, scratch: NewArray, W_GOJIC: Array, down: Windows, across: Windows, dy: Array, dx: Array
+    ) -> None:
+        groups = len(W_GOJIC)
         grouped = _grouped(dy, groups)
         self.filters: list[tuple[Array, Array]] = []
         self.lines: list[tuple[Gather, Block, Array, Array]] = []
@@ -195,10 +201,10 @@ class _Scattered:
     """dx where it has few channels: along the width a correlation with the filters turned around, for each tap along the
     height; these are then added where they belong, row of windows after row. The stride along the width is 1."""
 
-    def __init__(self, products: Products, dy: Array, dx: Array) -> None:
-        groups, weight, down, across = products.groups, products.weight, products.down, products.across
-        scratch, channels = products.memory.backward_scratch, weight.shape[3]
-        W_GOJIC = weight.reshape(groups, products.filters, *weight.shape[1:])
+    def __init__(
+        self, scratch: NewArray, W_GOJIC: Array, down: Windows, across: Windows, dy: Array, dx: Array
+    ) -> None:
+        groups, channels = len(W_GOJIC), W_GOJIC.shape[4]
         self.turned = W_GOJIC[:, :, ::-1].transpose(0, 3, 4, 2, 1)
         self.filters = scratch(self.turned.shape)
         self.W_G1MK = self.filters.reshape(groups, 1, down.taps * channels, -1)

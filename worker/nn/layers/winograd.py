@@ -244,7 +244,7 @@ class Winograd:
         )
         self.products = scratch((self.parts[0].shape[0], filters, taps * channels))
         self.room = scratch((3, widest))
-        self.dU = scratch((dy.shape[0], 6, filters, taps * channels))
+        self.dU = scratch((6, filters, taps * channels))
         self.part = scratch((filters, taps * channels))
         self.dW = dW.transpose(0, 3, 1, 2, 4)
         self.dx: _Rows | None = None
@@ -253,17 +253,17 @@ class Winograd:
             self.dx = _Rows(dy, dx, turned, around(self.down), around(self.across), scratch, self._zeros)
 
     def backward(self) -> None:
-        self.dU.fill(0)
-        for part in self.parts:
-            part.clear()
-            for dU, fours in zip(self.dU, part.shards, strict=True):
-                for four in fours:
+        dU = self.dU
+        for shard, dW in enumerate(self.dW):
+            dU.fill(0)
+            for part in self.parts:
+                part.clear()
+                for four in part.shards[shard]:
                     for number, dm in zip(part.transform(four.rows), self._transform(part, four), strict=True):
                         products = self.products[: len(dm)]
                         np.matmul(dm, part.columns.transpose(0, 2, 1), out=products)
                         np.add.reduce(products, axis=0, out=self.part)
                         np.add(dU[number], self.part, out=dU[number])
-        for dW, dU in zip(self.dW, self.dU, strict=True):
             self._filters(dW, dU)
         if self.dx is not None:
             self.dx.run()

@@ -148,6 +148,8 @@ CASES = [
     (conv2d(4, groups=4, stride=(2, 2), padding=SAME), (5, 6, 4)),
     (conv2d(4, padding=PaddingRecord("explicit", 4, 0, 5, 1)), (3, 4, 2)),
     (conv2d(18, (2, 3), stride=(2, 3), padding=SAME), (7, 8, 17)),
+    (conv2d(6, (5, 5), padding=SAME), (6, 8, 1)),
+    (conv2d(3, (2, 8), stride=(1, 2)), (5, 14, 2)),
     (conv2d(8), (5, 6, 9)),
     (conv2d(9, padding=SAME, bias=False), (6, 5, 8)),
     (conv2d(8, (3, 1), padding=PaddingRecord("explicit", 4, 0, 0, 0)), (2, 4, 8)),
