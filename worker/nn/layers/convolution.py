@@ -72,9 +72,7 @@ class Convolution(Layer):
         self.b_PCR = memory.forward_scratch((spread // numbers, *self.output_shape[-2:])) if record.bias else None
         self.zeros = memory.constant((spread,), 0) if self.rectified else None
 
-    def _correlation(
-        self, groups: int, x: Array, y: Array, weight: Array, down: Windows, across: Windows
-    ) -> Correlation:
+    def _correlation(self, groups: int, x: Array, y: Array, weight: Array, down: Windows, across: Windows) -> Correlation:
         channels, filters = x.shape[3], y.shape[3]
         if groups == channels == filters > 1:
             return Depthwise(self.setting, x, y, weight, down, across)

@@ -154,9 +154,7 @@ class _Residue:
 class _Phases:
     """dx as correlations of dy with the filters turned around: one for all x with the same remainders by the strides."""
 
-    def __init__(
-        self, scratch: NewArray, W_GOJIC: Array, down: Windows, across: Windows, dy: Array, dx: Array
-    ) -> None:
+    def __init__(self, scratch: NewArray, W_GOJIC: Array, down: Windows, across: Windows, dy: Array, dx: Array) -> None:
         groups = len(W_GOJIC)
         grouped = _grouped(dy, groups)
         self.filters: list[tuple[Array, Array]] = []
@@ -201,9 +199,7 @@ class _Scattered:
     """dx where it has few channels: along the width a correlation with the filters turned around, for each tap along the
     height; these are then added where they belong, row of windows after row. The stride along the width is 1."""
 
-    def __init__(
-        self, scratch: NewArray, W_GOJIC: Array, down: Windows, across: Windows, dy: Array, dx: Array
-    ) -> None:
+    def __init__(self, scratch: NewArray, W_GOJIC: Array, down: Windows, across: Windows, dy: Array, dx: Array) -> None:
         groups, channels = len(W_GOJIC), W_GOJIC.shape[4]
         self.turned = W_GOJIC[:, :, ::-1].transpose(0, 3, 4, 2, 1)
         self.filters = scratch(self.turned.shape)

@@ -10,8 +10,7 @@ from worker.nn.layers.layer import Layer, Layout, Setting
 from worker.nn.parameters import Array
 from worker.nn.streams import Streams
 
-
-# Of long rows so many are turned at a time: more lie so far apart, in one of the two layouts, that they do not stay in the cache.
+# Of long rows so many are turned at a time: more lie too far apart, in one of the two layouts, to stay in the cache.
 ROWS = 8
 LONG = 1024
 

@@ -32,13 +32,14 @@ def fits(down: Windows, across: Windows, groups: int, channels: int, filters: in
 @final
 @dataclass(frozen=True, slots=True)
 class _Four:
-    """Four rows of windows: the six rows of x that they read, each flat, and the four lines of y, (w, C', R), and these flat."""
+    """Four rows of windows: the six rows of x that they read, flat, and the four lines of y, as (w, C', R) and flat."""
 
     rows: Lines
     lines: Lines
     flat: Lines
 
 
+@final
 class _Part:
     """Windows [first, last) of each row of windows of x (S, H, W, C, R).
 
@@ -47,9 +48,17 @@ class _Part:
     """
 
     def __init__(
-        self, x: Array, y: Array, down: Windows, across: Windows, first: int, last: int, room: Array, missing: Lines, zeros: Array
+        self,
+        x: Array,
+        y: Array,
+        down: Windows,
+        across: Windows,
+        cut: tuple[int, int],
+        room: Array,
+        missing: Lines,
+        zeros: Array,
     ) -> None:
-        _, height, _, channels, rows = x.shape
+        (first, last), (_, height, _, channels, rows) = cut, x.shape
         place, reach, one = across.place(first, 0), last - first + across.taps - 1, channels * rows
         left = min(max(0, -place), reach)
         right = max(left, min(reach, across.size - place))
@@ -115,14 +124,14 @@ def _parts(x: Array, y: Array, down: Windows, across: Windows, scratch: NewArray
     cuts = list(chunks(across.count, LINE // (channels * rows)))
     widest = cuts[0][1] - cuts[0][0]
     room = scratch((4, (widest + across.taps - 1) * x.shape[3] * rows))
-    return [_Part(x, y, down, across, *cut, room, missing, zeros) for cut in cuts]
+    return [_Part(x, y, down, across, cut, room, missing, zeros) for cut in cuts]
 
 
 def _line(y: Array, across: Windows, channels: int) -> int:
     """The numbers of y in the widest part, of an x of so many channels."""
-    _, _, _, filters, rows = y.shape
-    first, last = next(iter(chunks(across.count, LINE // (max(channels, filters) * rows))))
-    return (last - first) * filters * rows
+    most = LINE // (max(channels, y.shape[3]) * y.shape[4])
+    first, last = next(iter(chunks(across.count, most)))
+    return y[0, 0, first:last].size
 
 
 @final
