@@ -228,7 +228,7 @@ class Winograd:
     """The convolution, its dW by the same products the other way, and its dx as that of dy with the filters turned around.
 
     Shapes: x (S, H, W, C, R), W (C', kw, 3, C), y (S, H', W', C', R). Backward, with v and U as in `_Rows`:
-    dU_k = sum over fours of rows, and over a line's windows, of dm_k v_k^T, where
+    dU_k = sum over fours of rows, and over a line's windows, of v_k dm_k^T, where
     dm_0 = dy_0, dm_1 and dm_2 = (dy_0 + dy_2) +- (dy_1 + dy_3), dm_3 and dm_4 = (dy_0 + 4 dy_2) +- 2 (dy_1 + 4 dy_3),
     dm_5 = dy_3; then dg_0 = dU_0 / 4 - (dU_1 + dU_2) / 6 + (dU_3 + dU_4) / 24, dg_1 = (dU_3 - dU_4) / 12 - (dU_1 - dU_2) / 6,
     dg_2 = dU_5 + (dU_3 + dU_4) / 6 - (dU_1 + dU_2) / 6.
@@ -251,11 +251,11 @@ class Winograd:
         self.parts = _parts(
             *(self.x, dy, self.down, self.across, scratch), (self._zeros((widest,)),) * 3, self._zeros((self.x[0, 0].size,))
         )
-        self.products = scratch((self.parts[0].shape[0], filters, taps * channels))
+        self.products = scratch((self.parts[0].shape[0], taps * channels, filters))
         self.room = scratch((3, widest))
-        self.dU = scratch((6, filters, taps * channels))
-        self.part = scratch((filters, taps * channels))
-        self.dW = dW.transpose(0, 3, 1, 2, 4)
+        self.dU = scratch((6, taps * channels, filters))
+        self.part = scratch((taps * channels, filters))
+        self.dW = dW.transpose(0, 3, 2, 4, 1)
         self.dx: _Rows | None = None
         if dx is not None:
             turned = self.weight.transpose(3, 1, 2, 0)[:, ::-1, ::-1]
@@ -270,7 +270,7 @@ class Winograd:
                 for four in part.shards[shard]:
                     for number, dm in zip(part.transform(four.rows), self._transform(part, four), strict=True):
                         products = self.products[: len(dm)]
-                        np.matmul(dm, part.columns.transpose(0, 2, 1), out=products)
+                        np.matmul(part.columns, dm.transpose(0, 2, 1), out=products)
                         np.add.reduce(products, axis=0, out=self.part)
                         np.add(dU[number], self.part, out=dU[number])
             self._filters(dW, dU)
@@ -301,7 +301,7 @@ class Winograd:
         yield four.lines[3]
 
     def _filters(self, dW: Array, dU: Array) -> None:
-        """dU (6, C', kw C) to dW (3, C', kw, C); dU is overwritten."""
+        """dU (6, kw C, C') to dW (3, kw, C, C'); dU is overwritten."""
         rows, shape, part = self.rows, dW.shape[1:], self.part
         np.multiply(dU[1:3], rows.sixth, out=dU[1:3])
         np.subtract(dU[1], dU[2], out=part)
