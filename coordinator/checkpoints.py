@@ -26,6 +26,7 @@ from coordinator.checkpoint_folder import (
     verify_folder,
     write_folder,
 )
+from coordinator.metric_messages import class_messages, metrics_message
 from lockstep.contract.manifest import FileRecord, Manifest
 from lockstep.v1 import training_job_pb2 as job
 
@@ -194,5 +195,8 @@ class Checkpoints:
         for name in ("loss", "validation_loss", "validation_accuracy"):
             if (value := getattr(last, name)) is not None:
                 setattr(result, name, value)
+        if last.validation_loss is not None:
+            result.validation_metrics.CopyFrom(metrics_message(last.validation_metrics))
+            result.validation_classes.extend(class_messages(last.validation_classes, last.class_names))
         result.checkpoints.extend(self.message(self._committed[step]) for step in sorted(self._committed))
         return result

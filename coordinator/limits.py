@@ -62,6 +62,8 @@ RESTORE_S = 300.0
 # A round of evaluation; offering a snapshot.
 EVALUATE_S = 600.0
 SNAPSHOT_S = 300.0
+# One tensor of a gradient check, whose elements take at most worker.limits.GRADIENT_CHECK_TIME_S in all.
+GRADIENT_CHECK_S = 300.0
 # Once a worker is lost, the others' answers are awaited this much longer.
 LOSS_GRACE_S = 0.3
 # How long a wait lasts before it looks for a cancel.
@@ -86,6 +88,9 @@ CHECKPOINT_APART_S = 10.0
 # Checkpoints that are kept when the spec does not say, and damaged ones that are kept for a look.
 CHECKPOINTS_KEPT = 3
 BAD_CHECKPOINTS_KEPT = 3
+
+# Classes whose metrics are sent to people; a manifest has the counts of all.
+CLASSES_REPORTED = 1000
 # A dataset's description, dataset.json.
 DATASET_JSON_BYTES = 16 * MIB
 

@@ -78,12 +78,14 @@ class Members:
         self._ask("reading the checkpoint" if checkpoint_folder else "drawing the weights", restore, "done", limits.RESTORE_S)
         self._step = step
 
-    def take(self, stretch: Stretch, step_s: float) -> list[worker_pb2.StretchReply]:
-        """Has the workers take a stretch of steps, which lately took `step_s` each; the answers by rank.
+    def take(self, stretch: Stretch, rate_factor: float, step_s: float) -> list[worker_pb2.StretchReply]:
+        """Has the workers take a stretch of steps, which lately took `step_s` each, at their rates times `rate_factor`; the
+        answers by rank.
 
         Raises Corrupted when the workers' parameters differ afterwards.
         """
-        request = _Request(stretch=worker_pb2.StretchRequest(first_step=stretch.first, last_step=stretch.last))
+        asked = worker_pb2.StretchRequest(first_step=stretch.first, last_step=stretch.last, rate_factor=rate_factor)
+        request = _Request(stretch=asked)
         deadline_s = 2 * limits.STEP_DEADLINE_FLOOR_S + STEP_DEADLINE_FACTOR * step_s * stretch.steps
         if step_s <= 0:
             deadline_s += limits.FIRST_STEP_DEADLINE_S
@@ -103,11 +105,20 @@ class Members:
             )
         return replies
 
-    def evaluate(self) -> list[worker_pb2.BlockSums]:
-        """Sums over all blocks of validation rows, at the last step."""
+    def evaluate(self, interrupted: Callable[[], bool]) -> list[worker_pb2.EvaluateReply]:
+        """Sums over all blocks of validation rows, and counts, at the last step.
+
+        Once interrupted, the group can only be closed.
+        """
         request = _Request(evaluate=worker_pb2.EvaluateRequest(step=self._step))
-        replies = self._ask("evaluating", request, "evaluate", limits.EVALUATE_S)
-        return [part for reply in replies for part in reply.evaluate.sums]
+        replies = self._ask("evaluating", request, "evaluate", limits.EVALUATE_S, interrupted)
+        return [reply.evaluate for reply in replies]
+
+    def check_gradient(self, tensor: int) -> worker_pb2.GradientCheckReply:
+        """Has the one worker compare the gradient of a learned tensor with differences of the loss."""
+        request = _Request(gradient_check=worker_pb2.GradientCheckRequest(tensor=tensor))
+        (reply,) = self._ask(f"checking the gradient of tensor {tensor}", request, "gradient_check", limits.GRADIENT_CHECK_S)
+        return reply.gradient_check
 
     def state(self) -> list[Parts]:
         """The ranges of the state that each worker answers for, copied."""
@@ -159,12 +170,17 @@ class Members:
         return f"worker {rank} (node {node[:12]})" if node else f"worker {rank}"
 
     def _ask(
-        self, doing: str, requests: _Request | Sequence[_Request], expected: str, deadline_s: float
+        self,
+        doing: str,
+        requests: _Request | Sequence[_Request],
+        expected: str,
+        deadline_s: float,
+        interrupted: Callable[[], bool] | None = None,
     ) -> list[worker_pb2.WorkerReply]:
         size = self._group.size
         by_rank = [requests] * size if isinstance(requests, _Request) else requests
         sent = {rank: request.SerializeToString() for rank, request in enumerate(by_rank)}
-        answered = self._group.call(sent, deadline_s, self._interrupted)
+        answered = self._group.call(sent, deadline_s, interrupted or self._interrupted)
         replies = {rank: worker_pb2.WorkerReply.FromString(reply) for rank, reply in answered.by_rank.items()}
         failures = [reply.failure for _, reply in sorted(replies.items()) if reply.HasField("failure")]
         if answered.losses or failures:

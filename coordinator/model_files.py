@@ -39,7 +39,9 @@ class ModelFiles:
         self._folder = files_folder / "datasets" / order.dataset_digest
         self._dataset = _read_dataset(self._folder / "dataset.json")
         self.input_shape = tuple(int(size) for size in self._dataset["input_shape"])
-        self.classes = "classes" in self._dataset["target"]
+        target = self._dataset["target"]
+        self.positions = "positions" in target.get("classes", {})
+        self._one_label_per_row = "classes" in target and not self.positions
         self._layout = parameter_layout(architecture(order.spec.model, self.input_shape))
         self._state_names = optimizer_record(order.spec.optimizer).state_names
         self._preprocessing: dict[str, Any] | None = None
@@ -66,7 +68,7 @@ class ModelFiles:
 
     def manifest(self, files: dict[str, FileRecord], at: Standing, fingerprint: str, sha256: str) -> Manifest:
         """The manifest of the step where the run stands."""
-        order, values = self._order, at.values()
+        order, evaluation = self._order, at.evaluation_here
         return Manifest(
             job_id=order.job_id,
             run_number=order.run_number,
@@ -83,11 +85,12 @@ class ModelFiles:
             create_time=datetime.now(UTC).isoformat().replace("+00:00", "Z"),
             applied_rows=at.rows.up_to(at.step),
             preprocessing=self._fitted(),
-            loss=values.get("loss"),
-            validation_loss=values.get("validation_loss"),
-            validation_accuracy=values.get("validation_accuracy"),
-            best_validation_loss=at.best[0] if at.best else None,
-            best_step=at.best[1] if at.best else None,
+            loss=at.loss,
+            validation_loss=evaluation.loss if evaluation else None,
+            validation_accuracy=evaluation.accuracy if evaluation else None,
+            validation_metrics=evaluation.metrics if evaluation else {},
+            validation_classes=evaluation.classes if evaluation else {},
+            **at.controller.recorded(),
             class_names=[str(name) for name in self._dataset["target"].get("classes", {}).get("names", [])],
             input_names=[str(name) for name in self._dataset.get("input_names", [])],
         )
@@ -104,8 +107,11 @@ class ModelFiles:
         return self._preprocessing
 
     def classes_on_one_side(self) -> list[str]:
-        """A sentence for each side of the split that has no row of some class: what is not trained, or not validated."""
-        if not self.classes or not self._order.plan.validation_rows:
+        """A sentence for each side of the split that has no row of some class: what is not trained, or not validated.
+
+        None where rows have labels at positions: of a vocabulary some words are always rare.
+        """
+        if not self._one_label_per_row or not self._order.plan.validation_rows:
             return []
         target = self._dataset["target"]["classes"]
         columns, training_rows, validation_rows = self._split()

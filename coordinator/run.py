@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from coordinator import framing, limits
 from coordinator.checkpoint_folder import CheckpointBroken
 from coordinator.exit_codes import EXIT_BROKEN, EXIT_FAILED, EXIT_ORPHANED, EXIT_SPOOL_FULL, EXIT_SPOOL_TAKEN, EXIT_UNREACHABLE
+from coordinator.gradient_check import GradientCheck
 from coordinator.group.cluster import Cluster, ClusterUnreachable
 from coordinator.logs import configure
 from coordinator.orders import Orders
@@ -89,7 +90,7 @@ def carry_out(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock", timeout=limits.JOB_LOCK_S):
-            ended = _train(order, files_folder, reports, orders, cluster)
+            ended = _carry_out(order, files_folder, reports, orders, cluster)
     except Timeout:
         ended = agent.RunEnded(
             outcome=agent.RunEnded.LOST,
@@ -106,12 +107,14 @@ def carry_out(
     reports.ended(ended)
 
 
-def _train(order: agent.RunOrder, files_folder: Path, reports: Reports, orders: Orders, cluster: Cluster) -> agent.RunEnded:
-    if order.kind not in (job.TrainingJob.TRAINING, job.TrainingJob.KIND_UNSPECIFIED):
-        kind = job.TrainingJob.Kind.Name(order.kind)
-        return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=f"jobs of kind {kind} are not built yet")
+def _carry_out(order: agent.RunOrder, files_folder: Path, reports: Reports, orders: Orders, cluster: Cluster) -> agent.RunEnded:
+    kind = order.kind or job.TrainingJob.TRAINING
+    if kind not in (job.TrainingJob.TRAINING, job.TrainingJob.GRADIENT_CHECK):
+        name = job.TrainingJob.Kind.Name(kind)
+        return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=f"jobs of kind {name} are not built yet")
+    make = GradientCheck if kind == job.TrainingJob.GRADIENT_CHECK else Training
     try:
-        return Training(order, files_folder, reports, orders, cluster.group).run()
+        return make(order, files_folder, reports, orders, cluster.group).run()
     except UserError as error:
         return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=str(error))
     except (CheckpointBroken, SpoolBroken, SpoolFull):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import final
 
+from coordinator.controller import Controller
 from coordinator.evaluation import Evaluation
+from coordinator.metric_messages import metrics_message
 from coordinator.sharding import Rows
 from coordinator.stretches import Stretch
 from lockstep.contract.manifest import Manifest
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
+from worker.specs import optimizer_record
 
 
 @final
@@ -24,9 +26,8 @@ class Standing:
         self.start = self.step = 0
         self.loss: float | None = None
         self.evaluation: Evaluation | None = None  # the last one
-        self.best: tuple[float, int] | None = None
+        self.controller = Controller(optimizer_record(order.spec.optimizer).schedule)
         self.computed_rows: list[int] = []
-        self._evaluated_step = -1
 
     @property
     def epoch(self) -> int:
@@ -42,24 +43,24 @@ class Standing:
         """Stands where a checkpoint was taken."""
         self.start = self.step = manifest.step
         self.loss = manifest.loss
-        if manifest.best_validation_loss is not None and manifest.best_step is not None:
-            self.best = (manifest.best_validation_loss, manifest.best_step)
+        self.controller = Controller.restored(self.controller.schedule, manifest)
         if manifest.validation_loss is not None:
-            self.evaluation = Evaluation(manifest.validation_loss, manifest.validation_accuracy)
-            self._evaluated_step = manifest.step
+            self.evaluation = Evaluation(
+                manifest.validation_loss,
+                manifest.validation_accuracy,
+                manifest.validation_metrics,
+                manifest.validation_classes,
+            )
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """The last step was evaluated."""
-        self.evaluation, self._evaluated_step = evaluation, self.step
-        if not math.isnan(evaluation.loss) and (self.best is None or evaluation.loss < self.best[0]):
-            self.best = (evaluation.loss, self.step)
+        self.evaluation = evaluation
+        self.controller = self.controller.after(self.step, evaluation.loss)
 
-    def values(self) -> dict[str, float | None]:
-        """What a manifest of this step says about it: loss, and the evaluation if it is of this very step."""
-        values: dict[str, float | None] = {"loss": self.loss}
-        if self.evaluation is not None and self._evaluated_step == self.step:
-            values |= {"validation_loss": self.evaluation.loss, "validation_accuracy": self.evaluation.accuracy}
-        return values
+    @property
+    def evaluation_here(self) -> Evaluation | None:
+        """The evaluation of this very step, for its manifest."""
+        return self.evaluation if self.controller.seen_step == self.step else None
 
     def message(self, stretch: Stretch, seconds: float) -> job.Progress:
         """For people; the stretch took `seconds`, meetings included."""
@@ -81,4 +82,5 @@ class Standing:
             progress.validation_loss = self.evaluation.loss
             if self.evaluation.accuracy is not None:
                 progress.validation_accuracy = self.evaluation.accuracy
+            progress.validation_metrics.CopyFrom(metrics_message(self.evaluation.metrics))
         return progress

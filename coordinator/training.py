@@ -11,7 +11,7 @@ from coordinator import limits
 from coordinator.checkpoint_folder import NoSpace
 from coordinator.checkpoints import Checkpoints, Committed
 from coordinator.evaluation import combine
-from coordinator.group.group import GroupStartFailed, Interrupted, WorkerGroup
+from coordinator.group.group import GroupStartFailed, Interrupted, WorkerGroup, never
 from coordinator.group.heartbeat import Heartbeat
 from coordinator.joining import NotFitting
 from coordinator.members import Members
@@ -98,19 +98,19 @@ class Training:
 
     def _train(self, group: WorkerGroup, start: Committed | None) -> agent.RunEnded:
         members = self._gather(group, start)
-        while not self._at.finished:
+        pausing = not self._evaluate_if_due(members)
+        while not (pausing or self._at.finished):
             began = self._clock()
             stretch = next_stretch(self._cadence, self._at.step, self._pace, began - self._committed_at)
             snapshot = self._take(members, stretch)
-            if self._cadence.evaluates(self._at.step):
-                self._evaluate(members)
-            pausing = self._wanted.paused()
+            # Before the checkpoint, which so holds what the controller makes of it.
+            pausing = (not self._evaluate_if_due(members) or self._wanted.paused()) and not self._at.finished
             must_keep = pausing or self._at.finished
             self._reports.progress(self._at.message(stretch, self._clock() - began), self._at.computed_rows, last=must_keep)
             if must_keep or self._cadence.checkpoints(self._at.step, self._clock() - self._committed_at):
                 self._commit(snapshot, put_off=not must_keep)
-            if pausing and not self._at.finished:
-                return self._ended(agent.RunEnded.PAUSED, f"paused at step {self._at.step}")
+        if pausing:
+            return self._ended(agent.RunEnded.PAUSED, f"paused at step {self._at.step}")
         return self._ended(agent.RunEnded.SUCCEEDED, f"all {self._at.step} steps were applied")
 
     def _recover(self) -> Committed | None:
@@ -147,7 +147,7 @@ class Training:
 
     def _take(self, members: Members, stretch: Stretch) -> Snapshot:
         """Takes a stretch of steps and copies the state behind it. Raises NotFinite."""
-        replies = members.take(stretch, self._pace.step_s)
+        replies = members.take(stretch, self._at.controller.rate_factor, self._pace.step_s)
         self._at.step = replies[0].step
         for loss in replies[0].losses:
             self._at.loss = loss.loss
@@ -166,16 +166,25 @@ class Training:
         self._pace = self._pace.after(stretch.steps, _step_seconds(replies[0], stretch), self._clock() - copying)
         return snapshot
 
-    def _evaluate(self, members: Members) -> None:
+    def _evaluate_if_due(self, members: Members) -> bool:
+        """Evaluates the last step if that is due. False where a pause drops it: the next run begins with it."""
+        if not self._cadence.evaluates(self._at.step) or self._at.controller.seen_step == self._at.step:
+            return True
+        paused = never if self._at.finished else self._wanted.paused
+        try:
+            self._evaluate(members, lambda: self._wanted.cancelled() or paused())
+        except Interrupted:
+            if self._wanted.cancelled():
+                raise
+            return False
+        return True
+
+    def _evaluate(self, members: Members, interrupted: Callable[[], bool]) -> None:
         blocks = -(-self._order.plan.validation_rows // EVALUATION_BLOCK_ROWS)
-        evaluation = combine(members.evaluate(), blocks, self._files.classes)
+        evaluation = combine(members.evaluate(interrupted), blocks, self._files.positions)
         self._at.evaluated(evaluation)
-        if not self._cadence.is_evaluation_point(self._at.step):
-            return
-        values = [("validation_loss", evaluation.loss)]
-        if evaluation.accuracy is not None:
-            values.append(("validation_accuracy", evaluation.accuracy))
-        self._reports.points(self._at.step, self._at.epoch, values)
+        if self._cadence.is_evaluation_point(self._at.step):
+            self._reports.points(self._at.step, self._at.epoch, evaluation.points())
 
     def _commit(self, snapshot: Snapshot, put_off: bool) -> None:
         """Commits the snapshot. Without space it is put off, or, where it cannot be, space is waited for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -32,6 +32,23 @@ GAUGES: Final = (
     ("lockstep_job_samples_per_second", "Rows per second over the last stretch.", "samples_per_second"),
     ("lockstep_job_step_seconds", "Mean time of a step over the last stretch.", "step_seconds"),
     ("lockstep_job_workers", "Workers that step together.", "workers"),
+)
+
+# Help and field of ValidationMetrics, by which the family is named.
+VALIDATION_GAUGES: Final = (
+    ("Part of the labels among the five largest outputs at the last evaluation.", "top_5_accuracy"),
+    ("Mean of the classes' precisions at the last evaluation.", "precision"),
+    ("Mean of the classes' recalls at the last evaluation.", "recall"),
+    ("Mean of the classes' F1 at the last evaluation.", "f1"),
+    ("Precision of class 1 of two at the last evaluation.", "class_1_precision"),
+    ("Recall of class 1 of two at the last evaluation.", "class_1_recall"),
+    ("F1 of class 1 of two at the last evaluation.", "class_1_f1"),
+    ("Area under the ROC curve at the last evaluation.", "auc"),
+    ("Mean of -log of the label's probability at the last evaluation.", "log_loss"),
+    ("exp of the log loss at the last evaluation.", "perplexity"),
+    ("Mean squared error of the last evaluation.", "mean_squared_error"),
+    ("Mean absolute error of the last evaluation.", "mean_absolute_error"),
+    ("Coefficient of determination of the last evaluation.", "r2"),
 )
 
 
@@ -115,12 +132,21 @@ class Families(Collector):
             applied.add_metric([job.job_id], job.applied_rows)
             replayed.add_metric([job.job_id], job.replayed_rows)
         yield from (states, applied, replayed, heard)
+        progress = {job.job_id: job.progress for job in self._snapshot.jobs if job.progress is not None}
         for name, text, field in GAUGES:
-            family = GaugeMetricFamily(name, text, labels=["training_job"])
-            for job in self._snapshot.jobs:
-                if job.progress is not None and _is_set(job.progress, field):
-                    family.add_metric([job.job_id], float(getattr(job.progress, field)))
-            yield family
+            yield _gauge(name, text, progress, field)
+        metrics = {job_id: message.validation_metrics for job_id, message in progress.items()}
+        for text, field in VALIDATION_GAUGES:
+            yield _gauge(f"lockstep_job_validation_{field}", text, metrics, field)
+
+
+def _gauge(name: str, text: str, messages: Mapping[str, Message], field: str) -> GaugeMetricFamily:
+    """A field of each job's message."""
+    family = GaugeMetricFamily(name, text, labels=["training_job"])
+    for job_id, message in messages.items():
+        if _is_set(message, field):
+            family.add_metric([job_id], float(getattr(message, field)))
+    return family
 
 
 def _is_set(message: Message, field: str) -> bool:

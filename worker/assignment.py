@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import final
 
 from lockstep.contract.arithmetic import default_shards
+from lockstep.contract.errors import InternalError
 from lockstep.internal.v1.worker_pb2 import PrepareReply, PrepareRequest, SnapshotReply
 from worker.build import build_model, build_update
 from worker.collective.barrier import Barrier
@@ -25,6 +26,7 @@ from worker.collective.tree import owned_shards
 from worker.data.columns import open_columns
 from worker.data.standardize import Standardization, fit_standardize
 from worker.evaluation import Evaluation
+from worker.gradient_check import JobGradientCheck
 from worker.nn.shapes import parameter_layout
 from worker.randomness import validation_split
 from worker.rows import RowSource, TrainingRows
@@ -51,8 +53,11 @@ class Assignment:
         self._shards = order.plan.shards or training.shards or default_shards(training.batch_size)
 
         self._columns = open_columns(self._files / "datasets" / order.dataset_digest)
-        self._layout = parameter_layout(architecture(order.spec.model, self._columns.input_shape))
+        model = architecture(order.spec.model, self._columns.input_shape)
+        self._layout, self._least_rows = parameter_layout(model), model.least_shard_rows
         self._update = build_update(order.spec, self._layout)
+        norms = self._update.norms
+        self._norm_shapes = [(rows, norms.blocks) for rows in norms.rows] if norms else []
         tensors = [(entry.offset, entry.offset + entry.size) for entry in self._layout.entries]
         self._exchange = ExchangeLayout(block_borders(tensors, self._layout.size), self._shards, self.nodes)
         self._training_rows, self._validation_rows = validation_split(
@@ -77,6 +82,7 @@ class Assignment:
         self._memory: NodeMemory | None = None
         self.stretches: Stretches | None = None
         self.evaluation: Evaluation | None = None
+        self._gradient_check: JobGradientCheck | None = None
         self._offered_step = -1
 
     @property
@@ -121,6 +127,9 @@ class Assignment:
             gradients={rank: self._gradients(rank, segments[rank], layouts[rank]) for rank in members},
             reports={rank: segment.report for rank, segment in segments.items()},
             state=tuple(self._segment.floats(at, end - first) for at in self._segment_layout.state),
+            norms=tuple(
+                segments[leader].doubles(at, shape) for at, shape in zip(layouts[leader].norms, self._norm_shapes, strict=True)
+            ),
         )
         self._barrier = Barrier(self.rank, nodes, segments, {rank: peers[rank].pid for rank in members})
         linked = self._exchange.linked(self.rank)
@@ -146,6 +155,7 @@ class Assignment:
                 batch_size=training.batch_size,
                 shards=self._shards,
                 owned=owned,
+                least_rows=self._least_rows,
             ),
             reduction=Reduction(self._exchange, self.rank, memory, self._barrier, self._links, self._update, self._deadlines),
             memory=memory,
@@ -170,6 +180,18 @@ class Assignment:
         for name, own in zip(self._update.state_names, self._memory.state, strict=True):
             own[:] = vectors[name][slice(*self.chunk)] if vectors else 0
         self.stretches.step = step
+
+    def gradient_check(self) -> JobGradientCheck:
+        """The check of the model as it is at its first use. Raises InternalError in a group of several or after a step."""
+        if self._gradient_check is None:
+            if len(self.nodes) > 1 or self.step:
+                raise InternalError(
+                    f"a gradient check takes one worker at step 0; there are {len(self.nodes)} at step {self.step}"
+                )
+            self._gradient_check = JobGradientCheck(
+                self._model, self._source, self._training_rows, self._spec.training.batch_size
+            )
+        return self._gradient_check
 
     def snapshot(self, step: int) -> SnapshotReply:
         """Offers the state after `step`: rank 0 the parameters, every owner its chunk of the optimizer's vectors."""
@@ -212,7 +234,7 @@ class Assignment:
         self._segment.close()
         with suppress(AttributeError):
             del self._model
-        self._memory = self.stretches = self.evaluation = self._barrier = None
+        self._memory = self.stretches = self.evaluation = self._gradient_check = self._barrier = None
         gc.collect()
 
     def _segment_layout_of(self, rank: int) -> SegmentLayout:
@@ -220,7 +242,10 @@ class Assignment:
         leads = self._exchange.leader(self.nodes[rank]) == rank
         subtrees = len(self._exchange.worker_subtrees(rank, self._shards))
         return SegmentLayout.of(
-            self._layout.size if leads else 0, (subtrees, self._layout.size), (len(self._update.state_names), end - first)
+            self._layout.size if leads else 0,
+            (subtrees, self._layout.size),
+            (len(self._update.state_names), end - first),
+            [rows * blocks for rows, blocks in self._norm_shapes] if leads else [],
         )
 
     def _gradients(self, rank: int, segment: Segment, layout: SegmentLayout) -> F32:

@@ -10,7 +10,7 @@ from worker.nn.model import Model
 from worker.nn.parameters import Array
 from worker.nn.shapes import ParameterLayout
 from worker.nn.update import Update
-from worker.specs import architecture, loss_record, optimizer_record, penalty_record
+from worker.specs import architecture, clipping_record, loss_record, optimizer_record, penalty_record
 
 
 def build_model(
@@ -34,4 +34,4 @@ def build_model(
 
 def build_update(spec: JobSpec, layout: ParameterLayout) -> Update:
     """What a step of a resolved spec does to the parameters, given their layout."""
-    return Update(optimizer_record(spec.optimizer), penalty_record(spec.loss), layout)
+    return Update(optimizer_record(spec.optimizer), penalty_record(spec.loss), layout, clipping_record(spec.optimizer))

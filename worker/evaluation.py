@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 
 from lockstep.contract.arithmetic import EVALUATION_BLOCK_ROWS
-from lockstep.internal.v1.worker_pb2 import BlockSums, EvaluateReply
+from lockstep.internal.v1.worker_pb2 import BlockSums, ClassCounts, EvaluateReply, ScoreCounts
 from worker.collective.tree import fold, owned_shards, subtrees
+from worker.nn.metrics import Counts, Sums
 from worker.nn.model import Model
 from worker.rows import Rows, RowSource
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Sums:
-    loss_sum: float
-    denominator: float
-    correct: int
-    rows: int
-
-    def plus(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.loss_sum + other.loss_sum,
-            self.denominator + other.denominator,
-            self.correct + other.correct,
-            self.rows + other.rows,
-        )
 
 
 @final
@@ -40,30 +23,60 @@ class Evaluation:
         self._blocks = -(-len(validation_rows) // EVALUATION_BLOCK_ROWS)
         self._owned = owned_shards(rank, workers, self._blocks)
         self._x, self._y = source.buffers(EVALUATION_BLOCK_ROWS)
+        self._counts = model.new_counts()
 
     def run(self) -> EvaluateReply:
-        """Sums over each of the largest subtrees inside this worker's range of blocks; none when there are fewer blocks."""
+        """Sums over each of the largest subtrees inside this worker's range of blocks, and counts over all of them.
+
+        No sums when there are fewer blocks than workers and none is left for this one.
+        """
+        self._counts.clear()
         reply = EvaluateReply()
         with np.errstate(all="ignore"):
             for first, end in subtrees(0, self._blocks, *self._owned):
-                sums = fold(first, end, self._block, _Sums.plus)
+                sums = fold(first, end, self._block, Sums.plus)
                 assert sums is not None
-                reply.sums.append(
-                    BlockSums(
-                        first_block=first,
-                        end_block=end,
-                        loss_sum=sums.loss_sum,
-                        denominator=sums.denominator,
-                        correct=sums.correct,
-                        rows=sums.rows,
-                    )
-                )
+                reply.sums.append(sums_message(first, end, sums))
+        if self._owned[0] < self._owned[1]:
+            add_counts(reply, self._counts)
         return reply
 
-    def _block(self, first: int, end: int) -> _Sums | None:
+    def _block(self, first: int, end: int) -> Sums | None:
         if end - first > 1:
             return None
         rows = self._rows[first * EVALUATION_BLOCK_ROWS : end * EVALUATION_BLOCK_ROWS]
         x, y = self._x[: len(rows)], self._y[: len(rows)]
         self._source.gather(rows, x, y)
-        return _Sums(*self._model.evaluate_block(x, y), len(rows))
+        return self._model.evaluate_block(x, y, self._counts)
+
+
+def sums_message(first: int, end: int, sums: Sums) -> BlockSums:
+    """The sums over the blocks [first, end) as they are sent."""
+    message = BlockSums(
+        first_block=first,
+        end_block=end,
+        loss_sum=sums.loss_sum,
+        denominator=sums.denominator,
+        correct=sums.correct,
+        rows=sums.rows,
+        labels=sums.labels,
+        top_5=sums.top_5,
+        log_loss_sum=sums.log_loss_sum,
+        numbers=sums.numbers,
+        squared_error_sum=sums.squared_error_sum,
+        absolute_error_sum=sums.absolute_error_sum,
+    )
+    if sums.moments is not None:
+        message.means.extend(sums.moments.means.tolist())
+        message.deviations.extend(sums.moments.deviations.tolist())
+        message.errors.extend(sums.moments.errors.tolist())
+    return message
+
+
+def add_counts(reply: EvaluateReply, counts: Counts) -> None:
+    """Adds the counts to a reply; of scores, the bins that hold any."""
+    by_class = (counts.support.tolist(), counts.predicted.tolist(), counts.correct.tolist())
+    reply.classes.CopyFrom(ClassCounts(support=by_class[0], predicted=by_class[1], correct=by_class[2]))
+    bins = np.flatnonzero(counts.scores.any(axis=0))
+    zeros, ones = counts.scores[:, bins].tolist()
+    reply.scores.CopyFrom(ScoreCounts(bins=bins.tolist(), zeros=zeros, ones=ones))

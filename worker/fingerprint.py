@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import math
 import platform
 from collections.abc import Iterator
 
@@ -49,6 +50,7 @@ def _results() -> Iterator[NDArray[np.floating]]:
         yield np.add.reduce(matrix.astype(np.float64), axis=axis)
     # Orthogonal initial weights take a QR factorization.
     yield from np.linalg.qr(matrix.T)
+    yield from _functions_of_the_c_library()
 
 
 def _products() -> Iterator[Floats]:
@@ -64,6 +66,16 @@ def _products() -> Iterator[Floats]:
         yield np.matmul(dy, x_rows)
         yield np.matmul(dy, np.ones(rows, np.float32))
         yield np.matmul(weight.T, dy)
+
+
+def _functions_of_the_c_library() -> Iterator[NDArray[np.floating]]:
+    """What Python's float64 functions give: learning rates take a cosine and a power, sinusoidal positions the others."""
+    parts = [number / _ELEMENTS for number in range(_ELEMENTS)]
+    yield np.array([math.cos(math.pi * part) for part in parts])
+    for exponent in (0.5, 0.9, 2.5):
+        yield np.array([math.pow(1 - part, exponent) for part in parts])
+    yield np.array([function(100 * part) for function in (math.sin, math.cos) for part in parts])
+    yield np.array([math.exp(-10 * part) for part in parts])
 
 
 def _numbers(at: int, count: int) -> Floats:

@@ -11,6 +11,9 @@ MAX_ACTIVATION = 2**28
 # Most buffer layouts (stack shapes with their subtrees) that a model keeps; the oldest is dropped.
 MAX_PASSES = 8
 
+# Numbers to predict per row up to which R2 is computed: it takes three sums for each of them.
+MAX_R2_OUTPUTS = 1024
+
 # Rows of a dataset that one draw of the order or the split may cover.
 MAX_ROWS = 2**32
 
@@ -37,6 +40,15 @@ STEP_TIMES = 4096
 
 # Rows that are named when a shard is not finite.
 NAMED_ROWS = 16
+
+# Rows of a gradient check, elements of one tensor that it compares, and evaluations of the loss that all of them take; one
+# element of each tensor is compared whatever it takes.
+GRADIENT_CHECK_ROWS = 16
+GRADIENT_CHECK_ELEMENTS = 50
+GRADIENT_CHECK_EVALUATIONS = 20_000
+
+# Time for the elements of a gradient check; when it is up, a tensor gets one element and no more.
+GRADIENT_CHECK_TIME_S = 40.0
 
 # Characters of a failure's trace that is sent; its end is kept.
 TRACE_CHARACTERS = 20_000

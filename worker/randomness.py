@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     INITIAL_WEIGHTS = 3
     DROPOUT = 4
     FINGERPRINT = 5
+    GRADIENT_CHECK = 6
 
 
 @final

@@ -7,7 +7,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.contract.arithmetic import shard_rows
+from lockstep.contract.arithmetic import filled_shards, shard_rows
 from worker.collective.tree import Subtree, subtrees
 from worker.data.columns import Columns
 from worker.data.standardize import Standardization
@@ -40,13 +40,15 @@ class RowSource:
 class ShardStacks:
     """This worker's shards of batches of `rows` rows: at most two stacks of equal shards, and the subtrees over them.
 
+    Each shard gets `least_rows` rows at least, in a batch that has as many.
+
     `filled` is how many shards of the whole batch have rows; `combine` are the subtrees, counted from the first own shard.
     """
 
-    def __init__(self, source: RowSource, rows: int, shards: int, owned: Subtree) -> None:
+    def __init__(self, source: RowSource, rows: int, shards: int, owned: Subtree, least_rows: int = 1) -> None:
         self._source, self._first_shard = source, owned[0]
-        self._ranges = shard_rows(rows, shards)
-        self.rows, self.filled = rows, min(rows, shards)
+        self._ranges = shard_rows(rows, shards, least_rows)
+        self.rows, self.filled = rows, filled_shards(rows, shards, least_rows)
         lo, hi = owned[0], min(owned[1], self.filled)
         self.own_rows = self._ranges[hi - 1][1] - self._ranges[lo][0] if lo < hi else 0
         self.combine = tuple((a - lo, b - lo) for a, b in subtrees(0, shards, *owned) if a < self.filled)
@@ -81,9 +83,18 @@ class TrainingRows:
     """The batches of a job, step by step: step t takes the next `batch_size` rows of its epoch's order; the last is short."""
 
     def __init__(
-        self, source: RowSource, training_rows: Rows, *, seed: int, batch_size: int, shards: int, owned: Subtree
+        self,
+        source: RowSource,
+        training_rows: Rows,
+        *,
+        seed: int,
+        batch_size: int,
+        shards: int,
+        owned: Subtree,
+        least_rows: int = 1,
     ) -> None:
         self._source, self._rows, self._seed, self._shards, self._owned = source, training_rows, seed, shards, owned
+        self._least_rows = least_rows
         self._batch_size = min(batch_size, len(training_rows))
         self.steps_per_epoch = -(-len(training_rows) // self._batch_size)
         self._epoch = -1
@@ -102,5 +113,5 @@ class TrainingRows:
         """The stacks for batches of `rows` rows; made at the first use of each of the two sizes."""
         stacks = self._stacks.get(rows)
         if stacks is None:
-            stacks = self._stacks[rows] = ShardStacks(self._source, rows, self._shards, self._owned)
+            stacks = self._stacks[rows] = ShardStacks(self._source, rows, self._shards, self._owned, self._least_rows)
         return stacks

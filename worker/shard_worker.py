@@ -16,6 +16,8 @@ from lockstep.internal.v1.worker_pb2 import (
     EvaluateReply,
     EvaluateRequest,
     Failure,
+    GradientCheckReply,
+    GradientCheckRequest,
     JoinReply,
     JoinRequest,
     PeersRequest,
@@ -53,6 +55,7 @@ class ShardWorker:
             "stretch": ("stretch", self._stretch),
             "evaluate": ("evaluate", self._evaluate),
             "snapshot": ("snapshot", self._snapshot),
+            "gradient_check": ("gradient_check", self._check_gradient),
             "heartbeat": ("done", lambda request: Done()),
         }
 
@@ -114,7 +117,7 @@ class ShardWorker:
         if assignment.stretches is None or request.first_step != assignment.step + 1:
             raise InternalError(f"a stretch from step {request.first_step} was asked after step {assignment.step}")
         assignment.hide()
-        return assignment.stretches.run(request.first_step, request.last_step)
+        return assignment.stretches.run(request.first_step, request.last_step, request.rate_factor)
 
     def _evaluate(self, request: EvaluateRequest) -> EvaluateReply:
         assignment = self._prepared()
@@ -125,6 +128,10 @@ class ShardWorker:
     def _snapshot(self, request: SnapshotRequest) -> SnapshotReply:
         self._check_step(request.step)
         return self._prepared().snapshot(request.step)
+
+    def _check_gradient(self, request: GradientCheckRequest) -> GradientCheckReply:
+        self._check_step(0)
+        return self._prepared().gradient_check().tensor(request.tensor)
 
     def _prepared(self) -> Assignment:
         if self._assignment is None:

@@ -48,8 +48,11 @@ class Stretches:
         self._stepped = False
         self.step = 0
 
-    def run(self, first_step: int, last_step: int) -> StretchReply:
-        """Takes the steps, both included. Ends before a step whose gradient is not finite anywhere; that is in the reply."""
+    def run(self, first_step: int, last_step: int, rate_factor: float) -> StretchReply:
+        """Takes the steps, both included, at their learning rates times `rate_factor`.
+
+        Ends before a step whose gradient is not finite anywhere; that is in the reply.
+        """
         reply = StretchReply()
         began, waited_s, clock = time.perf_counter(), self._reduction.waited_s, time.perf_counter
         with np.errstate(all="ignore"):
@@ -57,11 +60,14 @@ class Stretches:
                 step_began = clock()
                 batch = self._rows.batch(step)
                 shards = self._rows.stacks(len(batch))
-                rate = learning_rate(self._optimizer, step, self._rows.steps_per_epoch, self._total_steps)
+                epoch = self._rows.steps_per_epoch
+                rate = learning_rate(self._optimizer, step, epoch, self._total_steps, rate_factor)
 
                 shards.fill(batch)
                 result = self._forward_backward(shards, step)
-                sums = self._reduction.step(shards.filled, step, rate, result.finite, result.loss_sums, result.denominators)
+                sums = self._reduction.step(
+                    shards.filled, len(batch), step, rate, result.finite, result.loss_sums, result.denominators
+                )
 
                 if not sums.finite:
                     reply.non_finite.CopyFrom(self._locate(shards, batch, step, result))

@@ -83,15 +83,23 @@ class Client:
     # Jobs
 
     def submit(
-        self, job: Job, *, job_id: str = "", request_id: str = "", validate_only: bool = False
+        self,
+        job: Job,
+        *,
+        kind: training_job_pb2.TrainingJob.Kind.ValueType = training_job_pb2.TrainingJob.KIND_UNSPECIFIED,
+        job_id: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
     ) -> training_job_pb2.TrainingJob:
         """Submits a job; it is on the server's disk when this returns. With `validate_only` it is only checked.
+
+        `kind` says what is done with it: without one it trains; GRADIENT_CHECK compares gradients.
 
         The call may be repeated by the client itself; a `request_id` (UUID4) of your own makes it safe for you as well.
         """
         file = _job_file(job)
         request = training_job_service_pb2.CreateTrainingJobRequest(
-            training_job=training_job_pb2.TrainingJob(spec=file.spec),
+            training_job=training_job_pb2.TrainingJob(kind=kind, spec=file.spec),
             training_job_id=job_id,
             request_id=request_id or str(uuid.uuid4()),
             validate_only=validate_only,

@@ -94,6 +94,12 @@ def schema_of(document: dict[str, Any], size_bytes: int) -> DatasetSchema:
         schema.classes.count = classes["count"]
         schema.classes.names.extend(classes.get("names", []))
         schema.classes.rows.extend(classes.get("rows", []))
+        if "positions" in classes:
+            schema.classes.positions = classes["positions"]
+        if "no_label" in classes:
+            schema.classes.no_label = classes["no_label"]
     else:
         schema.numbers.width = target["numbers"]["width"]
+    if document.get("largest_index") is not None:
+        schema.largest_index = document["largest_index"]
     return schema

@@ -46,17 +46,18 @@ def job_message(connection: Connection, job: Row[Any], detail: str = "") -> Trai
 
 
 def result_of(job: Row[Any], checkpoints: list[Checkpoint]) -> Result | None:
-    """What the job gave: its run's word, or what its last checkpoint says; None without a checkpoint."""
+    """What the job gave: its run's word, or what its last checkpoint says; None without either."""
+    said = None if job.result is None else Result.FromString(job.result)
+    if said is not None and said.HasField("gradient_check"):
+        return said
     if not checkpoints:
         return None
     last = checkpoints[-1]
     result = Result(step=last.step, weights_sha256=last.weights_sha256, fingerprint=job.fingerprint)
     if last.HasField("validation_loss"):
         result.validation_loss = last.validation_loss
-    if job.result is not None:
-        said = Result.FromString(job.result)
-        if (said.step, said.weights_sha256) == (last.step, last.weights_sha256):
-            result = said
+    if said is not None and (said.step, said.weights_sha256) == (last.step, last.weights_sha256):
+        result = said
     del result.checkpoints[:]
     result.checkpoints.extend(checkpoints)
     return result
@@ -66,7 +67,7 @@ def draft_message(job_id: str, submission: Submission) -> TrainingJob:
     """The job as it would be, for a request that only checks."""
     return TrainingJob(
         name=f"jobs/{job_id}",
-        kind=TrainingJob.TRAINING,
+        kind=submission.kind,
         spec=submission.spec,
         plan=submission.plan,
         arithmetic_digest=submission.arithmetic_digest,

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, final
 
-from lockstep.contract.arithmetic import validation_count
+from lockstep.contract.arithmetic import BATCH_STATISTICS_ROWS, filled_shards, validation_count
+from lockstep.contract.digests import uses_controller
 from lockstep.contract.errors import UserError, Violation
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
 from lockstep.v1.job_spec_pb2 import Arithmetic, JobSpec, NonFinitePolicy
-from worker.nn.shapes import check_against_dataset
+from worker.nn.shapes import LayerShapes, check_against_dataset, flattened, layer_shapes
 from worker.specs import (
     Architecture,
+    EmbeddingRecord,
+    FlattenRecord,
     LossRecord,
     OptimizerRecord,
+    ReshapeRecord,
     architecture,
     loss_record,
     optimizer_record,
@@ -32,23 +37,101 @@ def records(
     loss = _attempt(lambda: loss_record(spec.loss), wrong)
     optimizer = _attempt(lambda: optimizer_record(spec.optimizer), wrong)
     if schema is not None and model is not None and loss is not None:
-        classes = schema.classes.count if schema.HasField("classes") else None
-        width = schema.numbers.width if schema.HasField("numbers") else None
-        wrong += check_against_dataset(model, loss, classes=classes, width=width)
+        classes = schema.classes
+        wrong += check_against_dataset(
+            model,
+            loss,
+            classes=classes.count if schema.HasField("classes") else None,
+            width=schema.numbers.width if schema.HasField("numbers") else None,
+            positions=classes.positions if classes.HasField("positions") else None,
+            no_label=classes.no_label if classes.HasField("no_label") else None,
+        )
     return model, loss, optimizer
 
 
-def workers(spec: JobSpec) -> Iterator[Violation]:
+@final
+@dataclass(frozen=True, slots=True)
+class BatchShards:
+    """How many shards of a whole mini-batch have rows, of how many there are."""
+
+    rows: int
+    shards: int
+    filled: int
+
+    @classmethod
+    def of(cls, spec: JobSpec, model: Architecture | None, training_rows: int | None) -> BatchShards:
+        """Of a filled-in spec; without a model nothing keeps shards from having few rows."""
+        batch, shards = spec.training.batch_size, spec.training.shards
+        rows = batch if training_rows is None else min(batch, training_rows)
+        # With more shards than rows the others are empty, which harms nobody.
+        filled = filled_shards(rows, shards, model.least_shard_rows) if model and model.least_shard_rows > 1 else shards
+        return cls(rows, shards, filled)
+
+    @property
+    def sentence(self) -> str:
+        """As a reason why there cannot be more workers."""
+        shards = f"{self.filled} shard{'' if self.filled == 1 else 's'}"
+        if self.filled == self.shards:
+            return f"a mini-batch has {shards}"
+        least = f"batch_norm leaves a shard at least {BATCH_STATISTICS_ROWS} of the {self.rows} rows of a mini-batch"
+        return f"{least}, enough for {shards}"
+
+
+def batch_statistics(spec: JobSpec, model: Architecture, training_rows: int) -> Iterator[Violation]:
+    """Batch normalization takes a variance: two numbers a channel, in the smallest shard of any batch."""
+    if model.least_shard_rows == 1:
+        return
+    batch = spec.training.batch_size
+    alone = 1 in (min(batch, training_rows), training_rows % batch)
+    norms = [layer for layer in flattened(layer_shapes(model)) if layer.record.batch_statistics]
+    place = next((layer.place for layer in norms if math.prod(layer.input_shape[:-1]) == 1), "")
+    if not (alone and place):
+        return
+    works = next((size for size in range(max(2, batch), training_rows + 1) if training_rows % size != 1), None)
+    remedy = f"a batch of one row has one number a channel at model.{place}, and a variance takes two; "
+    remedy += f"take {works}" if works is not None else "give the dataset more rows, or use layer_norm"
+    yield Violation("training.batch_size", str(batch), remedy, "TOO_FEW_VALUES")
+
+
+def indices(spec: JobSpec, model: Architecture, schema: DatasetSchema) -> Iterator[Violation]:
+    """An embedding over the dataset's inputs takes whole numbers below its vocabulary."""
+    for layer in _first_embeddings(layer_shapes(model)):
+        place = f"model.{layer.place}"
+        assert isinstance(layer.record, EmbeddingRecord)
+        if spec.preprocessing.HasField("standardize"):
+            remedy = f"standardized inputs are no whole numbers, which {place} takes; leave it out"
+            yield Violation("preprocessing.standardize", "", remedy, "INPUTS_ARE_NOT_INDICES")
+            return
+        if not schema.HasField("largest_index"):
+            remedy = "it takes indices, and the dataset's inputs are not all whole numbers from 0 on"
+            yield Violation(place, "", remedy, "INPUTS_ARE_NOT_INDICES")
+        elif schema.largest_index >= layer.record.vocabulary:
+            remedy = f"the dataset's largest index is {schema.largest_index}; give at least {schema.largest_index + 1}"
+            yield Violation(f"{place}.vocabulary", str(layer.record.vocabulary), remedy, "INDEX_OUT_OF_RANGE")
+
+
+def _first_embeddings(layers: Sequence[LayerShapes]) -> Iterator[LayerShapes]:
+    """The embeddings that the network's input reaches as it is, or in another shape."""
+    for layer in layers:
+        if isinstance(layer.record, EmbeddingRecord):
+            yield layer
+        for branch in layer.branches:
+            yield from _first_embeddings(branch)
+        if not isinstance(layer.record, FlattenRecord | ReshapeRecord):
+            return
+
+
+def workers(spec: JobSpec, batch: BatchShards) -> Iterator[Violation]:
     """Bounds of workers against each other and against the shards."""
-    least, most, shards = spec.workers.min, spec.workers.max, spec.training.shards
+    least, most, shards = spec.workers.min, spec.workers.max, batch.filled
     if least > most:
         yield Violation("workers.min", str(least), f"it must be at most workers.max, {most}", "WORKERS_OUT_OF_RANGE")
     elif least > shards:
         yield Violation(
             "workers.min",
             str(least),
-            f"a mini-batch has {shards} shard{'' if shards == 1 else 's'} and a worker holds at least one; ask for at most "
-            f"{shards}, or set training.shards",
+            f"{batch.sentence} and a worker holds at least one; ask for at most {shards}, or set "
+            f"{'training.shards' if shards == batch.shards else 'a larger training.batch_size'}",
             "WORKERS_ABOVE_SHARDS",
         )
 
@@ -59,6 +142,17 @@ def not_built(spec: JobSpec) -> Iterator[Violation]:
         yield Violation("training.arithmetic", "PORTABLE", "this option is not built yet; use NATIVE", "OPTION_NOT_BUILT")
     if spec.non_finite == NonFinitePolicy.SKIP_STEP:
         yield Violation("non_finite", "SKIP_STEP", "this option is not built yet; use FAIL", "OPTION_NOT_BUILT")
+
+
+def plateau(spec: JobSpec) -> Iterator[Violation]:
+    """What acts on evaluations needs rows to evaluate."""
+    if uses_controller(spec) and spec.validation_fraction == 0:
+        yield Violation(
+            "optimizer.schedule.plateau",
+            "validation_fraction 0",
+            "it acts on the validation loss: set validation_fraction, 0.2 say, or take another schedule",
+            "SCHEDULE_NEEDS_VALIDATION",
+        )
 
 
 def split(spec: JobSpec, rows: int) -> Iterator[Violation]:

@@ -20,7 +20,7 @@ from services.clock import Clock, timestamp
 from services.jobs import filters, lifecycle
 from services.jobs.answers import draft_message, job_message
 from services.jobs.names import dataset_version, job_id, new_job_id
-from services.jobs.submission import Submission, Version, prepare, refuse_other_kinds
+from services.jobs.submission import Submission, Version, kind_of, prepare
 from services.jobs.transitions import TERMINAL, State
 from services.runs.dispatch import Dispatcher
 from services.store import Store, events
@@ -84,9 +84,9 @@ class JobDesk:
 
     async def prepare(self, job: TrainingJob) -> Submission:
         """Checks and fills in a job against the datasets that are there."""
-        refuse_other_kinds(job)
+        kind = kind_of(job)
         version, known = await self._store.run(lambda connection: find_version(connection, job.spec))
-        return prepare(job.spec, version, known)
+        return prepare(job.spec, version, known, kind)
 
     async def get(self, name: str) -> TrainingJob:
         """One job."""

@@ -39,7 +39,7 @@ def job_values(job_id: str, submission: Submission, now: int) -> dict[str, Any]:
     """The columns of a new job."""
     return {
         "id": job_id,
-        "kind": TrainingJob.TRAINING,
+        "kind": submission.kind,
         "state": State.QUEUED,
         "create_time": now,
         "update_time": now,

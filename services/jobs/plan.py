@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from lockstep.contract.arithmetic import validation_count
+from lockstep.contract.arithmetic import filled_shards, validation_count
+from lockstep.contract.errors import UserError
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.training_job_pb2 import LayerPlan, Plan
-from worker.nn.shapes import layer_shapes, parameter_layout, worker_memory_bytes
+from worker.nn.shapes import Role, layer_shapes, parameter_layout, worker_memory_bytes
 from worker.specs import Architecture, OptimizerRecord
 
 # Headers and the manifest of a checkpoint, without the names of tensors.
@@ -21,6 +22,7 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimiz
     validation_rows = validation_count(schema.rows, spec.validation_fraction)
     training_rows = schema.rows - validation_rows
     steps = -(-training_rows // spec.training.batch_size)
+    batch_size = min(spec.training.batch_size, training_rows)
     layers = layer_shapes(model)
     states = len(optimizer.state_names)
     entries = parameter_layout(model).entries
@@ -31,10 +33,11 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimiz
         steps_per_epoch=steps,
         total_steps=steps * spec.training.epochs,
         shards=spec.training.shards,
+        filled_shards=filled_shards(batch_size, spec.training.shards, model.least_shard_rows),
         parameters=parameters,
         worker_memory_bytes=worker_memory_bytes(
             model,
-            batch_size=min(spec.training.batch_size, training_rows),
+            batch_size=batch_size,
             shards=spec.training.shards,
             workers=spec.workers.min,
             optimizer_states=states,
@@ -44,3 +47,21 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimiz
             LayerPlan(name=layer.name, output_shape=layer.output_shape, parameters=layer.parameter_count) for layer in layers
         ],
     )
+
+
+def of_gradient_check(plan: Plan, model: Architecture) -> Plan:
+    """The Plan of a job that only compares gradients: its steps are the learned tensors; it has no checkpoints.
+
+    Raises UserError where there is nothing to compare.
+    """
+    learned = [entry for entry in parameter_layout(model).entries if entry.role is not Role.STATE]
+    if not learned:
+        raise UserError.of(
+            "model.layers", "", "no layer learns anything; a gradient check needs one that does", "NOTHING_LEARNED"
+        )
+    checked = Plan()
+    checked.CopyFrom(plan)
+    checked.total_steps, checked.checkpoint_bytes = len(learned), 0
+    # The parameters and their gradient in float64, beside those of the training.
+    checked.worker_memory_bytes += 2 * 8 * plan.parameters
+    return checked

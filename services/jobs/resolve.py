@@ -13,31 +13,34 @@ from lockstep.contract.arithmetic import default_shards, point_interval
 from lockstep.contract.rules import written_default
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.model_pb2 import Layer
+from services.jobs.checks import BatchShards
 from worker.specs import InitializerRecord, LayerRecord, ParallelRecord, ResidualRecord
 
 
-def fill(spec: JobSpec) -> list[str]:
-    """Fills in, in place, what does not depend on the dataset; gives sentences on what is not as it was asked."""
-    warnings = []
+def fill(spec: JobSpec) -> None:
+    """Fills in, in place, what depends neither on the dataset nor on the model's records."""
     spec.name = spec.name or "job"
     spec.training.SetInParent()
     _fill_written(spec)
     if not spec.training.HasField("shards"):
         spec.training.shards = default_shards(spec.training.batch_size)
-    workers, shards = spec.workers, spec.training.shards
+    workers = spec.workers
     if not workers.HasField("min"):
         workers.min = min(1, workers.max) if workers.HasField("max") else 1
     if not workers.HasField("max"):
         workers.max = workers.min
-    if workers.max > shards >= workers.min:
-        warnings.append(
-            f"workers.max is {shards}, not {workers.max}: a mini-batch has {shards} shard{'' if shards == 1 else 's'}, "
-            "and a worker holds at least one"
-        )
-        workers.max = shards
     if not spec.checkpoints.HasField("keep"):
         spec.checkpoints.keep = 3
-    return warnings
+
+
+def cap_workers(spec: JobSpec, shards: BatchShards) -> list[str]:
+    """Bounds workers.max by the shards that have rows; gives a sentence where that is not as it was asked."""
+    workers = spec.workers
+    if not workers.max > shards.filled >= workers.min:
+        return []
+    warning = f"workers.max is {shards.filled}, not {workers.max}: {shards.sentence}, and a worker holds at least one"
+    workers.max = shards.filled
+    return [warning]
 
 
 def fill_initializers(layers: Iterable[Layer], records: Sequence[LayerRecord]) -> None:

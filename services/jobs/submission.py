@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from lockstep.contract.arithmetic import ARITHMETIC_VERSION
-from lockstep.contract.digests import arithmetic_digest
+from lockstep.contract.arithmetic import ARITHMETIC_VERSION, validation_count
+from lockstep.contract.digests import arithmetic_digest, uses_controller
 from lockstep.contract.errors import UserError, Violation
 from lockstep.contract.rules import check
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
@@ -16,7 +16,7 @@ from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.training_job_pb2 import Plan, TrainingJob
 from services import limits
 from services.jobs import checks, resolve
-from services.jobs.plan import make_plan
+from services.jobs.plan import make_plan, of_gradient_check
 
 
 @final
@@ -34,6 +34,7 @@ class Version:
 class Submission:
     """A checked job with its defaults filled in."""
 
+    kind: TrainingJob.Kind.ValueType
     spec: JobSpec
     plan: Plan
     version: Version
@@ -41,16 +42,23 @@ class Submission:
     warnings: list[str]
 
 
-def refuse_other_kinds(job: TrainingJob) -> None:
-    """Only training is built yet."""
-    if job.kind not in (TrainingJob.KIND_UNSPECIFIED, TrainingJob.TRAINING):
+def kind_of(job: TrainingJob) -> TrainingJob.Kind.ValueType:
+    """The kind that is asked for. Raises UserError for those that are not built yet."""
+    kind = job.kind or TrainingJob.TRAINING
+    if kind not in (TrainingJob.TRAINING, TrainingJob.GRADIENT_CHECK):
         known = TrainingJob.Kind.values()
-        name = TrainingJob.Kind.Name(job.kind) if job.kind in known else str(job.kind)
-        reason = "NOT_BUILT" if job.kind in known else "ENUM_UNKNOWN"
-        raise UserError.of("kind", name, "jobs of this kind cannot be run yet; submit TRAINING", reason)
+        name = TrainingJob.Kind.Name(kind) if kind in known else str(kind)
+        reason = "NOT_BUILT" if kind in known else "ENUM_UNKNOWN"
+        raise UserError.of("kind", name, "jobs of this kind cannot be run yet; submit TRAINING or GRADIENT_CHECK", reason)
+    return kind
 
 
-def prepare(asked: JobSpec, version: Version | None, known_datasets: Sequence[str] = ()) -> Submission:
+def prepare(
+    asked: JobSpec,
+    version: Version | None,
+    known_datasets: Sequence[str] = (),
+    kind: TrainingJob.Kind.ValueType = TrainingJob.TRAINING,
+) -> Submission:
     """Checks and fills in a spec. `version` is the dataset that it names, None if there is none by that name.
 
     Raises UserError with everything that is wrong at once.
@@ -62,26 +70,39 @@ def prepare(asked: JobSpec, version: Version | None, known_datasets: Sequence[st
     spec.CopyFrom(asked)
     if version is None and asked.dataset and not any(violation.place == "dataset" for violation in wrong):
         wrong.append(unknown_dataset(asked.dataset, known_datasets))
-    warnings = resolve.fill(spec)
-    wrong += checks.workers(spec)
+    resolve.fill(spec)
     wrong += checks.not_built(spec)
+    wrong += checks.plateau(spec)
     model, _, optimizer = checks.records(spec, version.schema if version else None, wrong)
+    training_rows = None
     if version is not None:
         wrong += checks.split(spec, version.schema.rows)
+        training_rows = version.schema.rows - validation_count(version.schema.rows, spec.validation_fraction)
+    shards = checks.BatchShards.of(spec, model, training_rows)
+    wrong += checks.workers(spec, shards)
+    if model is not None and version is not None and training_rows is not None and not wrong:
+        wrong += checks.batch_statistics(spec, model, training_rows)
+        wrong += checks.indices(spec, model, version.schema)
     wrong = _first_per_place(wrong)
     if wrong:
         raise UserError(wrong[: limits.VIOLATIONS])
     assert version is not None and model is not None and optimizer is not None
+    if kind == TrainingJob.GRADIENT_CHECK:
+        spec.workers.min = spec.workers.max = 1
+    warnings = resolve.cap_workers(spec, shards)
     resolve.fill_initializers(spec.model.layers, model.layers)
     plan = make_plan(spec, version.schema, model, optimizer)
+    if kind == TrainingJob.GRADIENT_CHECK:
+        plan = of_gradient_check(plan, model)
     resolve.fill_evaluation(spec, plan.steps_per_epoch)
     spec.dataset = f"datasets/{version.dataset_id}@{version.digest}"
     return Submission(
+        kind=kind,
         spec=spec,
         plan=plan,
         version=version,
         arithmetic_digest=arithmetic_digest(spec, version.digest, ARITHMETIC_VERSION),
-        warnings=warnings + _short_batches(spec, plan),
+        warnings=warnings + _short_batches(spec, plan) + _idle_plateau(spec, plan),
     )
 
 
@@ -104,6 +125,22 @@ def _short_batches(spec: JobSpec, plan: Plan) -> list[str]:
     if batch <= rows:
         return []
     return [f"training.batch_size is {batch:,}, but {rows:,} rows train: each epoch is one short batch of {rows:,} rows"]
+
+
+def _idle_plateau(spec: JobSpec, plan: Plan) -> list[str]:
+    """A sentence if too few evaluations come before the last step for reduce-on-plateau ever to act."""
+    if not uses_controller(spec):
+        return []
+    schedule, every, last = spec.optimizer.schedule, spec.evaluation.every_steps, plan.total_steps - 1
+    warming = min(schedule.warmup_steps, last) // every
+    # Those of the warm-up are not counted, nor is the very first, which only sets the lowest loss.
+    counted = max(0, last // every - max(1, warming))
+    if counted >= schedule.plateau.patience:
+        return []
+    return [
+        f"optimizer.schedule.plateau will not act: its patience is {schedule.plateau.patience}, and {counted} evaluations "
+        "count before the last step; lower patience or evaluation.every_steps, or train longer"
+    ]
 
 
 def _first_per_place(wrong: Sequence[Violation]) -> list[Violation]:

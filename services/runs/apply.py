@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Row
 
 from lockstep.internal.v1.agent_service_pb2 import RunEvent
 from lockstep.v1.job_spec_pb2 import JobSpec
-from lockstep.v1.training_job_pb2 import Notice, Progress, Run
+from lockstep.v1.training_job_pb2 import Notice, Progress, Run, TrainingJob
 from services.clock import timestamp
 from services.jobs import lifecycle
 from services.jobs.transitions import Event, InvalidTransition, State
@@ -84,7 +84,8 @@ def _progress(connection: Connection, job: Row[Any], run: Row[Any], event: RunEv
     endings.count_rows(message, said.computed_rows)
     message.last_step = max(message.last_step, progress.step)
     rows.change_run(connection, job.id, run.run_number, message=message.SerializeToString())
-    moved = progress.step > message.start_step
+    # Each run of a gradient check begins again: it comes further only beyond all earlier ones.
+    moved = progress.step > (job.furthest_step if job.kind == TrainingJob.GRADIENT_CHECK else message.start_step)
     rows.change(
         connection,
         job.id,

@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row
 
 from lockstep.internal.v1.agent_service_pb2 import RunEnded
-from lockstep.v1.training_job_pb2 import Progress, Run
+from lockstep.v1.training_job_pb2 import Progress, Run, TrainingJob
 from services import limits
 from services.clock import SECOND, timestamp
 from services.jobs import lifecycle
@@ -88,7 +88,8 @@ def _follow(
 def _try_again(connection: Connection, job: Row[Any], message: Run, reason: str, own: bool, now: int) -> tuple[Event, str]:
     """A lost run is followed by a new one, unless the same cause of its own has stopped the job again and again."""
     cause = re.sub(r"\d+", "#", reason)
-    if message.last_step > message.start_step:
+    # What a gradient check found is lost with its run: the next one begins again.
+    if message.last_step > message.start_step and job.kind == TrainingJob.TRAINING:
         rows.change(connection, job.id, failure_cause=cause if own else "", failure_count=int(own), progress_time=now)
         return Event.LOSE, reason
     count = (job.failure_count + 1 if cause == job.failure_cause else 1) if own else job.failure_count

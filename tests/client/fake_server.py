@@ -75,7 +75,10 @@ class FakeServer(
     dataset_service_pb2_grpc.DatasetServiceServicer,
     cluster_service_pb2_grpc.ClusterServiceServicer,
 ):
-    """Keeps jobs and datasets in dictionaries; `failures` are the codes with which the next calls end."""
+    """Keeps jobs and datasets in dictionaries.
+
+    `failures` are the codes with which the next calls end; `result` is what jobs give.
+    """
 
     def __init__(self) -> None:
         self.jobs: dict[str, training_job_pb2.TrainingJob] = {}
@@ -85,6 +88,7 @@ class FakeServer(
         self.failures: deque[grpc.StatusCode] = deque()
         self.refusal: UserError | None = None
         self.held: threading.Event | None = None
+        self.result: training_job_pb2.Result | None = None
         self.watches: deque[list[WatchStep]] = deque()
         self.download: Callable[[], Iterator[training_job_service_pb2.DownloadModelResponse]] = self.good_download
         self._answers: dict[str, training_job_pb2.TrainingJob] = {}
@@ -127,6 +131,7 @@ class FakeServer(
             abort(context, grpc.StatusCode.INVALID_ARGUMENT, self.refusal)
         if request.request_id not in self._answers:
             job = training_job_pb2.TrainingJob(name="jobs/digits-mlp-7f3a", spec=request.training_job.spec, state=State.QUEUED)
+            job.kind = request.training_job.kind
             job.warnings.append("workers.max is capped at 4")
             job.plan.total_steps = 240
             self._answers[request.request_id] = job
@@ -192,6 +197,8 @@ class FakeServer(
                 if step.HasField("state_change"):
                     job.state = step.state_change.state
                     job.status_detail = step.state_change.detail
+                    if self.result is not None and step.state_change.state in (State.SUCCEEDED, State.FAILED):
+                        job.result.CopyFrom(self.result)
                 yield training_job_service_pb2.WatchTrainingJobResponse(event=step)
 
     def good_download(self) -> Iterator[training_job_service_pb2.DownloadModelResponse]:

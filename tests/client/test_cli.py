@@ -151,6 +151,28 @@ def test_show_begins_with_who_and_why(lockstep: Lockstep, server: FakeServer) ->
     assert any("step 800" in line and "2.0 KiB" in line and "best" in line for line in lines)
 
 
+def test_show_has_the_metrics_and_a_table_of_the_classes(lockstep: Lockstep, server: FakeServer) -> None:
+    job = server.add_job("a", State.SUCCEEDED)
+    job.result.validation_metrics.precision = 0.75
+    job.result.validation_metrics.class_1_f1 = 0.5
+    job.result.validation_metrics.auc = 0.98765
+    job.result.validation_classes.add(label=0, name="cat", support=1234, predicted=1240, correct=1230, recall=0.9968, f1=0.9943)
+    job.result.validation_classes.add(label=1, support=0, predicted=0, correct=0)
+    lines = lockstep("show", "a").out.splitlines()
+    assert "validation  precision 75.00 %, F1 of class 1 0.5, ROC AUC 0.9877" in lines
+    assert [line.split() for line in lines[-3:]] == [
+        ["CLASS", "SUPPORT", "PRECISION", "RECALL", "F1"],
+        ["cat", "1,234", "-", "99.68", "%", "0.9943"],
+        ["1", "0", "-", "-", "-"],
+    ]
+    shown = lockstep("show", "a", "--json").objects()[0]["result"]
+    assert shown["validation_metrics"] == {"precision": 0.75, "class_1_f1": 0.5, "auc": 0.98765}
+    assert "precision" not in shown["validation_classes"][1]
+    job = server.add_job("b", State.RUNNING)
+    job.progress.validation_metrics.r2 = -0.25
+    assert "validation  R2 -0.25" in lockstep("show", "b").out
+
+
 def test_an_ended_job_has_no_time_left(lockstep: Lockstep, server: FakeServer) -> None:
     job = server.add_job("late", State.RUNNING)
     job.progress.step, job.progress.remaining_seconds = 3, 75
@@ -242,6 +264,9 @@ def test_datasets(lockstep: Lockstep, server: FakeServer, tmp_path: Path) -> Non
     assert [line.split()[0] for line in lockstep("dataset", "list").out.splitlines()] == ["DATASET", "iris-2", "iris"]
     assert len(lockstep("dataset", "list", "--json").objects()) == 2
     assert lockstep("dataset", "show", "iris").out.startswith("datasets/iris  READY\n")
+    classes = server.datasets["datasets/iris"].schema.classes
+    classes.positions, classes.no_label = 128, -100
+    assert "2 classes at each of 128 positions (-100 where there is none)" in lockstep("dataset", "show", "iris").out
     assert lockstep("dataset", "delete", "iris") == (0, "", "deleted datasets/iris\n")
     done = lockstep("dataset", "push", "Iris 2.csv", "iris")
     assert done.code == 2

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from lockstep.cli.output import duration, number, percent, printable, size
-from lockstep.cli.progress import LiveView, PlainView, observer
-from tests.client.commands import progress_event
+from lockstep.cli.progress import LiveView, PlainView, event_words, observer
+from tests.client.commands import evaluation, progress_event
 from tests.client.fake_server import State, state_event
 
 
@@ -31,6 +31,14 @@ def test_the_live_view() -> None:
     ):
         assert part in text
     assert "\x1b[31m" not in text
+
+
+def test_a_line_about_an_evaluation_has_its_headlines() -> None:
+    event = evaluation(3, 0.5, 0.75)
+    for name, value in (("f1", 0.1), ("auc", 0.98765), ("perplexity", 12.5)):
+        event.points.points.add(name=f"validation_{name}", value=value)
+    words = "step 36: validation loss 0.5, validation accuracy 75.00 %, ROC AUC 0.9877, perplexity 12.5"
+    assert event_words(event) == words
 
 
 @pytest.mark.parametrize(("term", "live"), [("dumb", False), ("xterm", True)])

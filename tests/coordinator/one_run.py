@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from coordinator.gradient_check import GradientCheck
 from coordinator.group.group import WorkerGroup
 from coordinator.group.local import LocalGroup
 from coordinator.reports import Reports
 from coordinator.spool import SpoolWriter, read_events, spool_path
 from coordinator.training import Training
 from lockstep.internal.v1 import agent_service_pb2 as agent
+from lockstep.v1 import training_job_pb2 as job
 
 
 class Wanted:
@@ -48,15 +50,11 @@ def run_once(
     key = agent.RunKey(job_id=order.job_id, run_number=order.run_number)
     spool = SpoolWriter(path, key, time.time_ns)
     try:
-        training = Training(
-            order,
-            files_folder,
-            Reports(spool),
-            wanted or Wanted(),
-            make_group or (lambda: LocalGroup(environments=environments)),
-            clock,
-        )
-        ended = training.run()
+        make_group = make_group or (lambda: LocalGroup(environments=environments))
+        if order.kind == job.TrainingJob.GRADIENT_CHECK:
+            ended = GradientCheck(order, files_folder, Reports(spool), wanted or Wanted(), make_group).run()
+        else:
+            ended = Training(order, files_folder, Reports(spool), wanted or Wanted(), make_group, clock).run()
     finally:
         spool.close()
     return ended, [event for event, _ in read_events(path)]
@@ -65,3 +63,10 @@ def run_once(
 def kinds(events: list[agent.RunEvent]) -> list[str]:
     """The kinds of events, in order."""
     return [event.WhichOneof("event") or "" for event in events]
+
+
+def curve(events: list[agent.RunEvent]) -> dict[tuple[int, str], float]:
+    """All points, each of which may come once."""
+    points = [(event.points.step, point.name, point.value) for event in events for point in event.points.points]
+    assert len({point[:2] for point in points}) == len(points)
+    return {(step, name): value for step, name, value in points}

@@ -14,7 +14,7 @@ from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.model_pb2 import Dense, Layer, ModelSpec, Relu
-from lockstep.v1.optimization_pb2 import Loss, Momentum, Optimizer, SoftmaxCrossEntropy
+from lockstep.v1.optimization_pb2 import Loss, Momentum, Optimizer, Schedule, SoftmaxCrossEntropy
 from worker.nn.shapes import parameter_layout
 from worker.specs import architecture
 
@@ -61,6 +61,7 @@ def make_order(
     checkpoint_steps: int = 0,
     evaluation_steps: int = 0,
     standardize: bool = True,
+    schedule: Schedule | None = None,
     job_id: str = "small-0001",
 ) -> agent.RunOrder:
     """An order for a net of one hidden layer, as the server resolves it."""
@@ -72,7 +73,7 @@ def make_order(
         validation_fraction=0.2,
         model=ModelSpec(layers=[Layer(dense=Dense(units=16)), Layer(relu=Relu()), Layer(dense=Dense(units=CLASSES))]),
         loss=Loss(softmax_cross_entropy=SoftmaxCrossEntropy()),
-        optimizer=Optimizer(momentum=Momentum(learning_rate=learning_rate, momentum=0.9)),
+        optimizer=Optimizer(momentum=Momentum(learning_rate=learning_rate, momentum=0.9), schedule=schedule),
     )
     spec.training.epochs, spec.training.batch_size, spec.training.seed = epochs, batch_size, 7
     spec.training.shards = max(4, default_shards(batch_size))

@@ -110,7 +110,7 @@ def test_an_evaluation_has_the_same_bits_for_any_number_of_workers(blocks: int, 
     def sums(first: int, end: int) -> worker_pb2.BlockSums:
         if end - first == 1:
             return worker_pb2.BlockSums(
-                first_block=first, end_block=end, loss_sum=losses[first], denominator=256, correct=first, rows=256
+                first_block=first, end_block=end, loss_sum=losses[first], denominator=256, correct=first, rows=256, labels=256
             )
         middle = (first + end) // 2
         left, right = sums(first, middle), sums(middle, end)
@@ -120,17 +120,20 @@ def test_an_evaluation_has_the_same_bits_for_any_number_of_workers(blocks: int, 
             loss_sum=left.loss_sum + right.loss_sum,
             denominator=left.denominator + right.denominator,
             correct=left.correct + right.correct,
+            labels=left.labels + right.labels,
             rows=left.rows + right.rows,
         )
 
     results = set()
     for workers in (1, 2, 3, 5):
         parts = [sums(*node) for rank in range(workers) for node in subtrees(0, blocks, *owned_shards(rank, workers, blocks))]
-        results.add(combine(reversed(parts), blocks, classes=True))
+        counts = worker_pb2.ClassCounts(support=[256], predicted=[256], correct=[100])
+        replies = [worker_pb2.EvaluateReply(sums=[part], classes=counts) for part in reversed(parts)]
+        found = combine(replies, blocks, positions=False)
+        results.add((found.loss, found.accuracy))
     assert len(results) == 1
-    assert combine(parts, blocks, classes=False).accuracy is None
     with pytest.raises(InternalError, match="no worker evaluated block"):
-        combine(parts[1:], blocks, classes=True)
+        combine([worker_pb2.EvaluateReply(sums=parts[1:])], blocks, positions=False)
 
 
 def reply(fingerprint: str, node: str = "n", **explanation: str) -> worker_pb2.JoinReply:

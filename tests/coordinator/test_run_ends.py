@@ -42,7 +42,7 @@ def order_of(files: Path) -> agent.RunWish:
     return agent.RunWish(order=agent.RunOrder(job_id="a-b", run_number=3), intent=agent.RunWish.RUN)
 
 
-def trains(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
+def trains(monkeypatch: pytest.MonkeyPatch, act: Any, loop: str = "Training") -> None:
     """Puts `act` in the place of the loop; it is given the run's voice."""
 
     class Training:
@@ -52,13 +52,16 @@ def trains(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
         def run(self) -> agent.RunEnded:
             return cast(agent.RunEnded, act(self._reports))
 
-    monkeypatch.setattr(run, "Training", Training)
+    monkeypatch.setattr(run, loop, Training)
+
+
+class Nowhere:
+    """A cluster that is not asked for a group."""
+
+    group = None
 
 
 def carry_out(files: Path) -> None:
-    class Nowhere:
-        group = None
-
     run.carry_out(order_of(files), files, cast(Orders, None), cast(Cluster, Nowhere()))
 
 
@@ -126,3 +129,17 @@ def test_exit_codes_say_what_it_was_and_never_that_the_head_is_gone(
     assert run.main(["--files", str(tmp_path), "--group", "local", "--parent", "1"]) == code
     said, found = _said(code, 0)
     assert word in said and "head" not in said and found == cause
+
+
+def test_a_run_does_what_its_kind_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = agent.RunEnded(outcome=agent.RunEnded.SUCCEEDED, reason="checked")
+    trains(monkeypatch, lambda reports: checked, "GradientCheck")
+    wish = order_of(tmp_path)
+    for number, (kind, outcome) in enumerate(
+        [(job.TrainingJob.GRADIENT_CHECK, agent.RunEnded.SUCCEEDED), (job.TrainingJob.VERIFY, agent.RunEnded.FAILED)]
+    ):
+        wish.order.kind, wish.order.run_number = kind, number + 1
+        run.carry_out(wish, tmp_path, cast(Orders, None), cast(Cluster, Nowhere()))
+        *_, (last, _) = read_events(spool_path(tmp_path, "a-b", number + 1))
+        assert last.ended.outcome == outcome
+    assert "VERIFY are not built yet" in last.ended.reason

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from coordinator import checkpoint_folder, limits, members
@@ -17,8 +19,12 @@ from coordinator.model_files import ModelFiles
 from lockstep.contract.manifest import MODEL_FILE
 from lockstep.contract.weights import weights_sha256_of_file
 from lockstep.internal.v1 import agent_service_pb2 as agent
-from tests.coordinator.one_run import Wanted, kinds, run_once
+from lockstep.v1 import training_job_pb2 as job
+from lockstep.v1.dataset_service_pb2 import NpzFormat, UploadHeader
+from lockstep.v1.model_pb2 import Dense, Embedding, Layer, ModelSpec
+from tests.coordinator.one_run import Wanted, curve, kinds, run_once
 from tests.coordinator.small_job import make_order
+from worker.data.ingest import ingest
 from worker.state_transfer import TransferError
 
 pytestmark = pytest.mark.timeout(60)
@@ -38,11 +44,11 @@ def folders(files: Path) -> list[Path]:
     return sorted((files / "checkpoints" / "small-0001").glob("*-*"), key=lambda path: int(path.name.partition("-")[0]))
 
 
-def curve(events: list[agent.RunEvent]) -> dict[tuple[int, str], float]:
-    """All points, each of which may come once."""
-    points = [(event.points.step, point.name, point.value) for event in events for point in event.points.points]
-    assert len({point[:2] for point in points}) == len(points)
-    return {(step, name): value for step, name, value in points}
+def without_checkpoints(result: job.Result) -> job.Result:
+    """The result but for what holds times."""
+    copy = job.Result.FromString(result.SerializeToString())
+    del copy.checkpoints[:]
+    return copy
 
 
 def test_three_workers_give_the_weights_and_curves_of_one(tmp_path: Path, undisturbed: agent.RunEnded) -> None:
@@ -62,6 +68,58 @@ def test_three_workers_give_the_weights_and_curves_of_one(tmp_path: Path, undist
     assert weights_sha256_of_file(folder / MODEL_FILE) == ended.result.weights_sha256
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["class_names"] == ["a", "b", "c"] and len(manifest["preprocessing"]["standardize"]["mean"]) == 8
+
+
+def test_a_run_tells_all_metrics_and_one_that_goes_on_tells_them_again(tmp_path: Path, undisturbed: agent.RunEnded) -> None:
+    order = make_order(tmp_path, workers=2)
+    ended, events = run_once(order, tmp_path)
+    result = ended.result
+    assert without_checkpoints(result) == without_checkpoints(undisturbed.result)
+    names = {field.name for field, _ in result.validation_metrics.ListFields()}
+    assert names == {"precision", "recall", "f1", "log_loss"}
+    classes = result.validation_classes
+    assert [one.name for one in classes] == ["a", "b", "c"] and sum(one.support for one in classes) == 40
+    assert result.validation_accuracy == sum(one.correct for one in classes) / 40
+    for one in classes:
+        assert (one.precision, one.recall) == (one.correct / one.predicted, one.correct / one.support)
+        assert one.f1 == 2 * one.correct / (one.support + one.predicted)
+    points = curve(events)
+    assert {name for step, name in points if step == 9} >= {f"validation_{name}" for name in names}
+    assert points[9, "validation_f1"] == result.validation_metrics.f1 == sum(one.f1 for one in classes) / 3
+    assert events[-2].progress.progress.validation_metrics == result.validation_metrics
+    order.run_number = 2
+    again, _ = run_once(order, tmp_path)
+    assert again.result == result
+
+
+def test_labels_at_positions_have_the_same_weights_and_metrics_on_any_number_of_workers(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    tokens = (random.integers(0, 9, (600, 1)) + 2 * np.arange(13)) % 9
+    following = np.where(random.random((600, 12)) < 0.2, -100, tokens[:, 1:])
+    np.savez(tmp_path / "texts.npz", x=tokens[:, :-1], y=following)
+    dataset = ingest(tmp_path / "texts.npz", tmp_path / "new", UploadHeader(dataset_id="texts", npz=NpzFormat()))
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "new").rename(tmp_path / "datasets" / dataset["digest"])
+    order = make_order(tmp_path, rows=600, standardize=False, epochs=4)
+    order.spec.model.CopyFrom(
+        ModelSpec(layers=[Layer(embedding=Embedding(vocabulary=9, width=8)), Layer(dense=Dense(units=9))])
+    )
+    order.spec.loss.softmax_cross_entropy.ignored_label = -100
+    order.spec.validation_fraction = 0.5
+    order.plan.training_rows = order.plan.validation_rows = 300
+    order.plan.steps_per_epoch, order.plan.total_steps = 5, 20
+    results = []
+    for workers in (1, 3):
+        order.workers, order.job_id = workers, f"texts-{workers}"
+        ended, _ = run_once(order, tmp_path)
+        assert ended.outcome == agent.RunEnded.SUCCEEDED
+        results.append(without_checkpoints(ended.result))
+    assert results[0] == results[1]
+    metrics = results[0].validation_metrics
+    assert metrics.perplexity == pytest.approx(math.exp(metrics.log_loss), rel=1e-15)
+    assert metrics.top_5_accuracy >= results[0].validation_accuracy > 0.5
+    counted = sum(one.support for one in results[0].validation_classes)
+    assert 300 * 12 * 0.75 < counted < 300 * 12 * 0.85
 
 
 def test_a_new_run_goes_on_from_the_checkpoint_to_the_same_weights(tmp_path: Path, undisturbed: agent.RunEnded) -> None:

@@ -65,7 +65,7 @@ Y = np.arange(20) % 4
 
 WRONG = [
     job("an unknown layer", "- relu: {}", "- rleu: {}", "job.yaml:", "rleu", "relu"),
-    job("a layer that is not built yet", "- relu: {}", "- batch_norm: {}", "job.yaml:", "batch_norm"),
+    job("a layer on rows that it does not take", "- relu: {}", "- attention: {heads: 4}", "job.yaml:", "(length, width)"),
     job("a negative learning rate", "learning_rate: 0.05", "learning_rate: -0.1", "job.yaml:", "-0.1", "above 0"),
     job("a learning rate that is not a number", "learning_rate: 0.05", "learning_rate: .nan", "job.yaml:", "NaN", "finite"),
     job("an infinite learning rate", "learning_rate: 0.05", "learning_rate: .inf", "job.yaml:", "inf", "finite"),
@@ -74,6 +74,16 @@ WRONG = [
     job("half a row in a batch", "batch_size: 128", "batch_size: 2.5", "job.yaml:", "2.5", "whole number"),
     job("a validation fraction that yields no rows", "fraction: 0.2", "fraction: 0.0001", "job.yaml:", "0.0001"),
     job("a validation fraction that leaves no rows", "fraction: 0.2", "fraction: 0.9999", "job.yaml:", "0.9999"),
+    Wrong(
+        "reduce-on-plateau without validation rows",
+        "job.yaml",
+        lambda: (
+            DIGITS.replace("fraction: 0.2", "fraction: 0")
+            .replace("momentum: 0.9}", "momentum: 0.9}, schedule: {plateau: {}}")
+            .encode()
+        ),
+        ("job.yaml:", "plateau", "validation_fraction"),
+    ),
     job("layers whose shapes do not meet", "dataset: digits", "dataset: images", "dense", "flatten"),
     job("fewer outputs than classes", "units: 10}", "units: 8}", "8", "10"),
     job("numbers to predict under a loss for classes", "dataset: digits", "dataset: numbers", "softmax_cross_entropy"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import uuid
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
 from lockstep.contract.errors import UserError
@@ -81,6 +83,16 @@ async def test_a_csv_through_the_real_reader(tmp_path: Path) -> None:
         error = await refusal(push(api, ragged, header(ragged, "ragged", csv=pb.CsvFormat(label="kind"))))
         assert error.code() is Code.INVALID_ARGUMENT
         assert folders(tmp_path / "data") == {made.digest}
+
+
+async def test_labels_at_positions_are_part_of_the_schema(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, x=np.arange(12).reshape(4, 3), y=np.array([[0, 1, -100], [4, -100, 1], [1, 1, 1], [0, 0, 0]]))
+    async with running(tmp_path / "data", dataset=False) as api:
+        made = await push(api, buffer.getvalue(), header(buffer.getvalue(), "texts", npz=pb.NpzFormat()))
+        classes = made.schema.classes
+        assert (classes.count, list(classes.rows), classes.positions, classes.no_label) == (5, [4, 5, 0, 0, 1], 3, -100)
+        assert list(made.warnings) == ["array y: 2 of the labels 0 to 4 stand at no position"]
 
 
 async def test_versions_by_digest(empty: Running) -> None:

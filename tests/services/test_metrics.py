@@ -11,9 +11,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lockstep.internal.v1 import agent_service_pb2 as pb
-from lockstep.v1.training_job_pb2 import Progress
+from lockstep.v1.training_job_pb2 import Progress, ValidationMetrics
 from services.http import host_allowed
-from services.metrics import CallMetrics, LiveJob, Snapshot, exposition
+from services.metrics import VALIDATION_GAUGES, CallMetrics, LiveJob, Snapshot, exposition
 from tests.services.fake_agent import ended, progress, started
 from tests.services.running import TOKEN, Running
 
@@ -62,6 +62,7 @@ async def test_series_of_a_job_live_as_long_as_it_does(api: Running) -> None:
         assert found["lockstep_job_state", (("state", "RUNNING"), *label)] == 1
         assert found["lockstep_job_state", (("state", "QUEUED"), *label)] == 0
         assert ("lockstep_job_validation_loss", label) not in found
+        assert not any("validation" in name for name, _ in found)
         assert found["lockstep_slots", ()] == 2 and found["lockstep_slots_in_use", ()] == 2
         assert found["lockstep_agent_connected", ()] == 1
         assert found["lockstep_rpc_requests_total", (("code", "OK"), ("method", "CreateTrainingJob"))] == 1
@@ -70,6 +71,16 @@ async def test_series_of_a_job_live_as_long_as_it_does(api: Running) -> None:
     assert not [name for name, labels in found if ("training_job", job) in labels]
     assert found["lockstep_jobs", (("state", "SUCCEEDED"),)] == 1
     assert ("lockstep_build_info", (("arithmetic_version", "1"), ("version", "0.1.0"))) in found
+
+
+def test_every_metric_of_an_evaluation_has_a_gauge_where_it_has_a_value() -> None:
+    fields = [field.name for field in ValidationMetrics.DESCRIPTOR.fields]
+    assert [field for _, field in VALIDATION_GAUGES] == fields
+    for number, name in enumerate(fields):
+        progress = Progress(step=1, validation_metrics=ValidationMetrics(**{name: number / 4}))
+        found = series(exposition(Snapshot([LiveJob("a", "RUNNING", progress, 0, 0, 1)], {}, 1, 1, True, 0), CallMetrics()))
+        told = {key: value for key, value in found.items() if "validation" in key[0]}
+        assert told == {(f"lockstep_job_validation_{name}", (("training_job", "a"),)): number / 4}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.protobuf import json_format
 from hypothesis import given
@@ -16,6 +18,7 @@ from services.jobs.submission import Submission, Version, prepare
 from tests.services.specs import DIGEST, DIGITS, spec
 
 VERSION = Version("digits", DIGEST, DIGITS)
+PLATEAU = {"sgd": {"learning_rate": 0.1}, "schedule": {"plateau": {}}}
 
 
 def refused(job: JobSpec, version: Version | None = VERSION, known: tuple[str, ...] = ("digits",)) -> dict[str, str]:
@@ -60,6 +63,36 @@ def test_workers_never_change_the_digest_and_a_cap_is_said() -> None:
     assert few.warnings == []
 
 
+def batch_normalized(**changes: Any) -> JobSpec:
+    return spec(model={"layers": [{"dense": {"units": 16}}, {"batch_norm": {}}, {"dense": {"units": 10}}]}, **changes)
+
+
+def test_batch_normalization_fills_fewer_shards_and_bounds_the_workers() -> None:
+    training = {"epochs": 1, "batch_size": 20, "shards": 4}
+    job = prepare(batch_normalized(training=training, workers={"min": 1, "max": 4}), VERSION)
+    assert (job.plan.shards, job.plan.filled_shards, job.spec.workers.max) == (4, 2, 2)
+    assert job.warnings == [
+        "workers.max is 2, not 4: batch_norm leaves a shard at least 8 of the 20 rows of a mini-batch, enough for 2 shards, "
+        "and a worker holds at least one"
+    ]
+    wrong = refused(batch_normalized(training=training, workers={"min": 3, "max": 4}))
+    assert "enough for 2 shards" in wrong["workers.min"] and "a larger training.batch_size" in wrong["workers.min"]
+    plain = prepare(spec(training=training, workers={"min": 1, "max": 4}), VERSION)
+    assert (plain.plan.shards, plain.plan.filled_shards, plain.spec.workers.max) == (4, 4, 4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 479])  # 1,438 rows train: 479 leaves one of them alone
+def test_batch_normalization_of_one_row_is_refused_with_the_batch_size_that_works(batch_size: int) -> None:
+    wrong = refused(batch_normalized(training={"epochs": 1, "batch_size": batch_size}))
+    assert (
+        f"got {batch_size}; a batch of one row has one number a channel at model.layers[1].batch_norm"
+        in wrong["training.batch_size"]
+    )
+    works = 2 if batch_size == 1 else 480
+    assert wrong["training.batch_size"].endswith(f"take {works}")
+    prepare(batch_normalized(training={"epochs": 1, "batch_size": works}), VERSION)
+
+
 def test_what_decides_the_weights_changes_the_digest() -> None:
     def digest(job: Submission) -> str:
         return job.arithmetic_digest
@@ -73,6 +106,25 @@ def test_what_decides_the_weights_changes_the_digest() -> None:
 def test_a_batch_above_the_rows_is_one_short_batch_and_said() -> None:
     job = prepare(spec(training={"epochs": 2, "batch_size": 4096}), VERSION)
     assert job.plan.steps_per_epoch == 1 and "one short batch of 1,438 rows" in job.warnings[0]
+
+
+def test_reduce_on_plateau_has_defaults_and_its_evaluations_decide() -> None:
+    job = prepare(spec(optimizer=PLATEAU), VERSION)
+    assert (job.spec.optimizer.schedule.plateau.factor, job.spec.optimizer.schedule.plateau.patience) == (0.1, 5)
+    assert job.warnings == []
+    other = prepare(spec(optimizer=PLATEAU, evaluation={"every_steps": 6}), VERSION)
+    assert other.arithmetic_digest != job.arithmetic_digest
+
+
+@pytest.mark.parametrize(
+    # 12 steps an epoch: evaluations at 12, 24, ...; the first sets the lowest loss, the last changes nothing any more.
+    ("epochs", "warmup", "said"),
+    [(7, 0, None), (6, 0, "4 evaluations"), (1, 0, "0 evaluations"), (7, 12, None), (8, 24, None), (7, 24, "4 evaluations")],
+)
+def test_a_plateau_that_cannot_act_is_said(epochs: int, warmup: int, said: str | None) -> None:
+    optimizer = {"sgd": {"learning_rate": 0.1}, "schedule": {"plateau": {}, "warmup_steps": warmup}}
+    job = prepare(spec(optimizer=optimizer, training={"epochs": epochs, "batch_size": 128}), VERSION)
+    assert [said is not None and said in warning for warning in job.warnings] == ([True] if said else [])
 
 
 def test_all_violations_at_once() -> None:
@@ -103,8 +155,9 @@ def test_all_violations_at_once() -> None:
     [
         ({"optimizer": {"sgd": {"learning_rate": -0.1}}}, "optimizer.sgd.learning_rate"),
         ({"optimizer": {"sgd": {"learning_rate": "Infinity"}}}, "optimizer.sgd.learning_rate"),
-        ({"optimizer": {"lamb": {"learning_rate": 0.1}}}, "optimizer.lamb"),
-        ({"model": {"layers": [{"dense": {"units": 10}}, {"batch_norm": {}}]}}, "model.layers[1].batch_norm"),
+        ({"optimizer": {"lamb": {"learning_rate": 0.1}, "clipping": {"value": 0}}}, "optimizer.clipping.value"),
+        ({"model": {"layers": [{"dense": {"units": 10}}, {"attention": {"heads": 2}}]}}, "model.layers[1].attention"),
+        ({"optimizer": PLATEAU, "validation_fraction": 0}, "optimizer.schedule.plateau"),
         ({"model": {"layers": [{}]}}, "model.layers[0]"),
         ({"loss": {"mean_squared_error": {}}}, "loss.mean_squared_error"),
         ({"workers": {"min": 3, "max": 2}}, "workers.min"),
@@ -130,6 +183,18 @@ def test_outputs_of_numbers_must_be_as_many() -> None:
     assert "exactly 1 outputs" in wrong["model.layers[2].dense.units"]
 
 
+def test_labels_at_positions_need_outputs_at_them_and_a_label_to_ignore() -> None:
+    target = ClassTarget(count=10, positions=64, no_label=-1)
+    texts = Version("texts", DIGEST, DatasetSchema(rows=100, input_shape=[64], classes=target, largest_index=29))
+    wrong = refused(spec(), texts)
+    assert "a label at each of 64 positions" in wrong["model.layers[2].dense"]
+    model = {"layers": [{"embedding": {"vocabulary": 30, "width": 4}}, {"dense": {"units": 10}}]}
+    wrong = refused(spec(model=model), texts)
+    assert wrong["loss.softmax_cross_entropy.ignored_label"].endswith("set ignored_label to -1")
+    made = prepare(spec(model=model, loss={"softmax_cross_entropy": {"ignored_label": -1}}), texts)
+    assert list(made.plan.layers[1].output_shape) == [64, 10]
+
+
 def test_an_unknown_dataset_offers_likely_names() -> None:
     wrong = refused(spec(dataset="datasets/digit"), None, ("iris", "digits"))
     assert "registered: datasets/digits" in wrong["dataset"]
@@ -150,3 +215,20 @@ def test_the_smallest_fraction_is_one_that_works_and_the_smallest_of_six_digits(
 def test_a_resolved_spec_is_plain_json() -> None:
     text = json_format.MessageToJson(prepare(spec(), VERSION).spec, preserving_proto_field_name=True)
     assert json_format.Parse(text, JobSpec()) == prepare(spec(), VERSION).spec
+
+
+def test_an_embedding_takes_the_datasets_indices() -> None:
+    layers = [{"embedding": {"vocabulary": 10, "width": 4}}, {"global_pool": {}}, {"dense": {"units": 10}}]
+    schema = DatasetSchema(rows=100, input_shape=[12], classes=ClassTarget(count=10))
+    job = spec(model={"layers": layers}, preprocessing={})
+    assert "not all whole numbers" in refused(job, Version("texts", DIGEST, schema))["model.layers[0].embedding"]
+    schema.largest_index = 10
+    wrong = refused(job, Version("texts", DIGEST, schema))
+    assert "got 10; the dataset's largest index is 10; give at least 11" in wrong["model.layers[0].embedding.vocabulary"]
+    inside = spec(model={"layers": [{"residual": {"layers": layers[:2], "shortcut": [{"dense": {"units": 4}}]}}, layers[2]]})
+    inside.ClearField("preprocessing")
+    assert "model.layers[0].residual.layers[0].embedding.vocabulary" in refused(inside, Version("texts", DIGEST, schema))
+    schema.largest_index = 9
+    prepare(job, Version("texts", DIGEST, schema))
+    standardized = spec(model={"layers": layers}, preprocessing={"standardize": {}})
+    assert list(refused(standardized, Version("texts", DIGEST, schema))) == ["preprocessing.standardize"]

@@ -23,28 +23,43 @@ F = np.float32
 ORDER, SPLIT, WEIGHTS = 1, 2, 3
 
 
-def stream(seed: int, purpose: int, layer: int = 0, time: int = 0) -> np.random.Philox:
+def stream(seed: int, purpose: int, layer: int = 0, shard: int = 0, time: int = 0) -> np.random.Philox:
     key = np.array([seed, purpose << 32 | layer], np.uint64)
-    return np.random.Philox(key=key, counter=np.array([0, 0, time, 0], np.uint64))
+    return np.random.Philox(key=key, counter=np.array([0, shard, time, 0], np.uint64))
 
 
 def uniform(words: Array) -> Array:
     return (words >> np.uint64(40)).astype(F) * F(2**-24)
 
 
-def initial(seed: int, layer: int, inputs: int, outputs: int, before_relu: bool) -> Array:
-    philox, count, parts = stream(seed, WEIGHTS, layer), inputs * outputs, []
+def normal(philox: np.random.Philox, count: int) -> Array:
+    parts = []
     for first in range(0, count, 8192):
         n = min(8192, count - first)
-        if not before_relu:
-            parts.append((uniform(philox.random_raw(n)) * F(2) - F(1)) * F(math.sqrt(6 / (inputs + outputs))))
-            continue
         h = -(-n // 2)
         u, v = uniform(philox.random_raw(h)), uniform(philox.random_raw(h))
         r = np.sqrt(np.log(F(1) - u) * F(-2))
-        z = np.concatenate([r * np.sin(v * F(2 * math.pi)), r * np.sin((v + F(0.25)) * F(2 * math.pi))])[:n]
-        parts.append(z * F(math.sqrt(2 / inputs)))
-    return np.ascontiguousarray(np.concatenate(parts).reshape(inputs, outputs).T)
+        parts.append(np.concatenate([r * np.sin(v * F(2 * math.pi)), r * np.sin((v + F(0.25)) * F(2 * math.pi))])[:n])
+    return np.concatenate(parts)
+
+
+def initial(seed: int, layer: int, shape: tuple[int, ...], before_relu: bool) -> Array:
+    """A layer's weights in their public shape: (inputs, outputs), or (height, width, inputs, outputs)."""
+    philox, count, taps = stream(seed, WEIGHTS, layer), math.prod(shape), math.prod(shape[:-2])
+    inputs, outputs = taps * shape[-2], taps * shape[-1]
+    if before_relu:
+        return (normal(philox, count) * F(math.sqrt(2 / inputs))).reshape(shape)
+    drawn = (uniform(philox.random_raw(count)) * F(2) - F(1)) * F(math.sqrt(6 / (inputs + outputs)))
+    return drawn.reshape(shape)
+
+
+def training_rows(seed: int, count: int, validation_fraction: float) -> Array:
+    order = np.argsort(stream(seed, SPLIT).random_raw(count), kind="stable")
+    return np.sort(order[math.floor(count * Fraction(validation_fraction) + Fraction(1, 2)) :])
+
+
+def epoch_order(seed: int, epoch: int, rows: Array) -> Array:
+    return rows[np.argsort(stream(seed, ORDER, time=epoch).random_raw(len(rows)), kind="stable")]
 
 
 def tree(first: int, end: int, leaf: Callable[[int], Any]) -> Any:
@@ -100,15 +115,15 @@ def train(
 ) -> str:
     with np.load(path) as arrays:
         x, y = arrays["x"].astype(F), arrays["y"].astype(np.int64)
-    split = np.argsort(stream(seed, SPLIT).random_raw(len(x)), kind="stable")
-    rows = np.sort(split[math.floor(len(x) * Fraction(validation_fraction) + Fraction(1, 2)) :])
+    rows = training_rows(seed, len(x), validation_fraction)
     x = (standardized(x, rows) if standardize else x).reshape(len(x), -1)
     sizes, last = [x.shape[1], *units], len(units) - 1
-    weights = [[initial(seed, 2 * k, sizes[k], sizes[k + 1], k < last), np.zeros(sizes[k + 1], F)] for k in range(last + 1)]
+    drawn = [initial(seed, 2 * k, (sizes[k], sizes[k + 1]), k < last) for k in range(last + 1)]
+    weights = [[np.ascontiguousarray(w.T), np.zeros(w.shape[1], F)] for w in drawn]
     tensors = [t for layer in weights for t in layer]
     velocity = [np.zeros_like(t) for t in tensors]
     for epoch in range(epochs):
-        order = rows[np.argsort(stream(seed, ORDER, time=epoch).random_raw(len(rows)), kind="stable")]
+        order = epoch_order(seed, epoch, rows)
         for step in range(0, len(rows), batch):
             taken = order[step : step + batch]
             small, larger = divmod(len(taken), shards)

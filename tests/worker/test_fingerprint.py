@@ -36,6 +36,11 @@ def test_kernels_differ() -> None:
     assert len({found for found, _ in kernels.values()}) == 3
 
 
+def test_the_functions_of_the_c_library_count() -> None:
+    without = {"GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-FMA4"}
+    assert elsewhere(**without)[0] != elsewhere()[0]
+
+
 def test_it_depends_on_neither_threads_nor_the_process() -> None:
     one = elsewhere(OPENBLAS_CORETYPE="Haswell", OPENBLAS_NUM_THREADS="1")
     assert elsewhere(OPENBLAS_CORETYPE="Haswell", OPENBLAS_NUM_THREADS="2") == one

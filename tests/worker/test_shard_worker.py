@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import time
@@ -24,6 +25,7 @@ from worker.specs import architecture
 from worker.weights_file import tensors_from_flat
 
 INPUTS = 12
+COUNTS = ("support", "predicted", "correct")
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +106,49 @@ def test_paths_decay_and_a_schedule_give_the_same_bits_on_any_number_of_workers(
         five.form(files, run, nodes)
         five.restore()
         first = five.stretch(1, 11)[0].losses[0].loss
-        last = five.stretch(12, 40)[0].losses[-1].loss
+        end = five.stretch(12, 40, rate_factor=0.3)[0].losses[-1]
+        last = end.loss
         assert last < first
+        assert end.learning_rate == 0.01 * ((1 + math.cos(math.pi * (34 / (run.plan.total_steps - 5)))) / 2) * 0.3
         hashes.add(weights_hash(run, INPUTS, five.state(40)))
         losses.add(last)
     assert len(hashes) == len(losses) == 1
+
+
+NORM_JOB = """
+model { layers { dense { units: 300 } } layers { relu {} } layers { dense { units: 20 } } layers { relu {} }
+        layers { dense { units: 4 } } }
+loss { softmax_cross_entropy {} l2: 1e-3 }
+optimizer { lamb { learning_rate: 0.01 weight_decay: 0.1 } clipping { global_norm: 0.5 } }
+"""
+
+
+def test_norms_give_the_same_bits_on_any_number_of_workers_and_after_a_checkpoint(
+    five: Workers, files: Path, digest: str
+) -> None:
+    run = order(digest, batch_size=100, shards=8)
+    for field in ("model", "loss", "optimizer"):
+        run.spec.ClearField(field)
+    text_format.Merge(NORM_JOB, run.spec)
+    layout = parameter_layout(architecture(run.spec.model, (INPUTS,)))
+    found, folder = set(), files / "checkpoints" / "test" / "11-norms"
+    folder.mkdir(parents=True)
+    for nodes in SPLITS:
+        five.form(files, run, nodes)
+        five.restore()
+        first = five.stretch(1, 11)[0].losses[0].loss
+        middle = vectors(five.state(11))
+        assert five.stretch(12, 40)[0].losses[-1].loss < first
+        found.add(tuple(vector.tobytes() for _, vector in sorted(vectors(five.state(40)).items())))
+    assert sorted(middle) == ["mean", "parameters", "squares"]
+    save_file(tensors_from_flat(layout, middle.pop("parameters")), folder / "model.safetensors")
+    state = {f"{key}/{name}": t for key, flat in middle.items() for name, t in tensors_from_flat(layout, flat).items()}
+    save_file(state, folder / "optimizer.safetensors")
+    five.form(files, run, ["a", "b"])
+    five.restore(11, "checkpoints/test/11-norms")
+    five.stretch(12, 40)
+    found.add(tuple(vector.tobytes() for _, vector in sorted(vectors(five.state(40)).items())))
+    assert len(found) == 1
 
 
 def test_evaluation_is_the_same_for_any_number_of_workers(five: Workers, files: Path, digest: str) -> None:
@@ -118,15 +158,18 @@ def test_evaluation_is_the_same_for_any_number_of_workers(five: Workers, files: 
         five.form(files, run, nodes)
         five.restore()
         five.stretch(1, 6)
-        sums = [part for reply in five.ask(evaluate=pb.EvaluateRequest(step=6)) for part in reply.evaluate.sums]
+        replies = [reply.evaluate for reply in five.ask(evaluate=pb.EvaluateRequest(step=6))]
+        sums = [part for reply in replies for part in reply.sums]
         assert sum(part.rows for part in sums) == 903
         known = {(part.first_block, part.end_block): (part.loss_sum, part.denominator, part.correct) for part in sums}
-        found.add(whole(known))
+        by_class = [reply.classes for reply in replies if reply.classes.support]
+        counts = [tuple(map(sum, zip(*(getattr(one, name) for one in by_class), strict=True))) for name in COUNTS]
+        found.add((whole(known), tuple(counts)))
     assert len(found) == 1
-    result = found.pop()
+    result, (support, predicted, right) = found.pop()
     assert result is not None
     loss_sum, denominator, correct = result
-    assert denominator == 903 and 0 < correct <= 903 and loss_sum > 0
+    assert denominator == sum(support) == sum(predicted) == 903 and 0 < correct == sum(right) <= 903 and loss_sum > 0
 
 
 def test_a_checkpoint_continues_bit_for_bit(five: Workers, files: Path, digest: str) -> None:
@@ -207,7 +250,7 @@ def test_a_lost_worker_is_named_within_the_deadline_and_the_survivors_go_on(
         workers.form(files, run, floor_s=2.0)
         workers.restore()
         for rank in range(3):
-            workers.send(rank, stretch=pb.StretchRequest(first_step=1, last_step=10_000_000))
+            workers.send(rank, stretch=pb.StretchRequest(first_step=1, last_step=10_000_000, rate_factor=1))
         lost = workers.endpoints[victim]
         wait_for_steps(lost.pid, lost.segment_fd, 200)
         os.kill(lost.pid, sign)
@@ -275,7 +318,7 @@ def test_groups_that_follow_each_other_leave_nothing(files: Path, digest: str) -
         prepared = ask(prepare=request).prepare
         ask(connect=pb.PeersRequest(peers=[prepared]))
         ask(restore=pb.RestoreRequest())
-        ask(stretch=pb.StretchRequest(first_step=1, last_step=20))
+        ask(stretch=pb.StretchRequest(first_step=1, last_step=20, rate_factor=1))
         seen.append(left())
     assert len(set(seen)) == 1 and seen[0][1] == 1
     worker.close()

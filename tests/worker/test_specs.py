@@ -18,6 +18,7 @@ from worker.specs import (
     AdamWRecord,
     Architecture,
     BinaryCrossEntropyRecord,
+    ClippingRecord,
     ConstantSchedule,
     CosineSchedule,
     DenseRecord,
@@ -25,6 +26,7 @@ from worker.specs import (
     FlattenRecord,
     HuberRecord,
     InitializerRecord,
+    LambRecord,
     MeanAbsoluteErrorRecord,
     MeanSquaredErrorRecord,
     MomentumRecord,
@@ -32,6 +34,7 @@ from worker.specs import (
     OneCycleSchedule,
     ParallelRecord,
     PenaltyRecord,
+    PlateauSchedule,
     PolynomialSchedule,
     ReluRecord,
     ResidualRecord,
@@ -40,6 +43,7 @@ from worker.specs import (
     SoftmaxCrossEntropyRecord,
     StepSchedule,
     architecture,
+    clipping_record,
     loss_record,
     optimizer_record,
     penalty_record,
@@ -183,6 +187,8 @@ def test_optimizers_and_defaults() -> None:
     assert optimizer_record(optimizer(adam={"learning_rate": 0.1})) == AdamRecord(0.1, 0.9, 0.999, 1e-8, ConstantSchedule())
     adamw = optimizer_record(optimizer(adamw={"learning_rate": 0.1}))
     assert adamw == AdamWRecord(0.1, 0.9, 0.999, 1e-8, 0.01, ConstantSchedule())
+    lamb = optimizer_record(optimizer(lamb={"learning_rate": 0.1}))
+    assert lamb == LambRecord(0.1, 0.9, 0.999, 1e-6, 0.01, ConstantSchedule())
     given = optimizer(momentum={"learning_rate": 0.1, "momentum": 0.0}, schedule={"constant": {}})
     assert optimizer_record(given) == MomentumRecord(0.1, 0.0, ConstantSchedule())
 
@@ -197,17 +203,25 @@ def test_schedules_and_their_defaults() -> None:
     assert schedule(cosine={}, warmup_steps=5) == CosineSchedule(0.0, 5)
     assert schedule(one_cycle={}) == OneCycleSchedule(0.3, 25, 10000)
     assert schedule(polynomial={}) == PolynomialSchedule(1)
+    assert schedule(plateau={}, warmup_steps=2) == PlateauSchedule(0.1, 5, 2)
+    assert schedule(plateau={"factor": 0.5, "patience": 1}) == PlateauSchedule(0.5, 1)
 
 
-def test_optimizers_that_are_not_built() -> None:
-    given = optimizer(lamb={"learning_rate": 0.1}, schedule={"plateau": {}}, clipping={"value": 1.0})
-    with pytest.raises(UserError) as raised:
+def test_bounds_on_the_gradient() -> None:
+    def bounds(**fields: Any) -> ClippingRecord:
+        given = optimizer(lamb={"learning_rate": 0.1}, clipping=fields)
         optimizer_record(given)
-    assert violations(raised) == [
-        ("optimizer.schedule.plateau", "SCHEDULE_NOT_BUILT"),
-        ("optimizer.clipping", "OPTION_NOT_BUILT"),
-        ("optimizer.lamb", "OPTIMIZER_NOT_BUILT"),
-    ]
+        return clipping_record(given)
+
+    assert bounds(value=0.5) == ClippingRecord(value=0.5)
+    assert bounds(global_norm=2) == ClippingRecord(global_norm=2.0)
+    assert clipping_record(optimizer(sgd={"learning_rate": 1})) == ClippingRecord()
+    for name in ("value", "global_norm"):
+        for wrong in (0.0, -1.0, "Infinity", "NaN"):
+            with pytest.raises(UserError, match=rf"optimizer\.clipping\.{name}: got .*; it must be above 0 and finite"):
+                bounds(**{name: wrong})
+    with pytest.raises(UserError, match=r"optimizer\.clipping: exactly one bound must be given: global_norm, value"):
+        bounds()
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, float("nan"), float("inf")])

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.contract.weights import weights_sha256
 from lockstep.internal.v1 import worker_pb2 as pb
@@ -34,12 +35,17 @@ def write_dataset(files: Path, rows: int, inputs: int = 12, classes: int = 4, se
     draw = np.random.default_rng(seed)
     y = draw.integers(0, classes, rows)
     x = (draw.normal(size=(rows, inputs)) + 2 * draw.normal(size=(classes, inputs))[y]).astype(np.float32)
+    return write_columns(files, x, y)
+
+
+def write_columns(files: Path, x: NDArray[np.float32], y: NDArray[np.int64]) -> str:
+    """A dataset version of x (N, ...) and y (N,); returns its digest."""
     digest = hashlib.sha256(x.tobytes()).hexdigest()
     folder = files / "datasets" / digest
     folder.mkdir(parents=True)
     np.save(folder / "x.npy", x)
     np.save(folder / "y.npy", y)
-    columns = {"x": {"dtype": "float32", "shape": [rows, inputs]}, "y": {"dtype": "int64", "shape": [rows]}}
+    columns = {"x": {"dtype": "float32", "shape": list(x.shape)}, "y": {"dtype": "int64", "shape": list(y.shape)}}
     (folder / "dataset.json").write_text(json.dumps({"format": 1, "columns": columns}))
     return digest
 
@@ -146,9 +152,10 @@ class Workers:
         """Sets the state."""
         self.ask(restore=pb.RestoreRequest(step=step, checkpoint_folder=folder))
 
-    def stretch(self, first: int, last: int) -> list[pb.StretchReply]:
+    def stretch(self, first: int, last: int, rate_factor: float = 1.0) -> list[pb.StretchReply]:
         """Takes steps."""
-        return [reply.stretch for reply in self.ask(stretch=pb.StretchRequest(first_step=first, last_step=last))]
+        request = pb.StretchRequest(first_step=first, last_step=last, rate_factor=rate_factor)
+        return [reply.stretch for reply in self.ask(stretch=request)]
 
     def state(self, step: int, same_node: bool = True) -> State:
         """A snapshot."""

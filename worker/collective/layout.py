@@ -12,9 +12,7 @@ from itertools import pairwise
 from typing import final
 
 from worker.collective.tree import Subtree, owned_shards, subtrees
-
-# Floats of a block of the norms; one begins at each tensor and every so many floats in it.
-NORM_BLOCK = 4096
+from worker.nn.shapes import NORM_BLOCK
 
 
 def block_borders(tensors: Iterable[tuple[int, int]], size: int) -> list[int]:

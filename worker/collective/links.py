@@ -17,6 +17,7 @@ class Message(IntEnum):
     ABORT = 3  # the sender gives up; the rank is the worker that it misses
     STATE_REQUEST = 4  # the coordinator asks for a range of a vector
     STATE = 5  # the range
+    NORMS = 6  # the owner's sums of squares, by block
 
 
 class Links(ABC):

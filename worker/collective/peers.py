@@ -36,7 +36,7 @@ class Deadlines:
         self.seconds = max(floor_s, first_step_s)
 
     def for_other_nodes_s(self, wait: int) -> float:
-        """The deadline of the first or second wait for other nodes in a step: each a little longer than the one before, so
+        """The deadline of the first, second, ... wait for other nodes in a step: each a little longer than the one before, so
         that who waits beside the missing worker can name it before those who wait for that one."""
         return (1 + 0.25 * wait) * self.seconds
 

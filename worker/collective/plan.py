@@ -21,13 +21,15 @@ from worker.nn.shapes import BLOCK_FLOATS
 class NodeMemory:
     """What the workers of a node share: P parameters, and by rank the gradient vectors (subtrees, P) and the reports.
 
-    `state` is this worker's own: its chunk of each of the optimizer's vectors.
+    `state` is this worker's own: its chunk of each of the optimizer's vectors. `norms`, one for each pass of the update but the
+    last, are the sums of squares of all blocks, (vectors, blocks).
     """
 
     parameters: F32
     gradients: Mapping[int, F32]
     reports: Mapping[int, F64]
     state: tuple[F32, ...]
+    norms: tuple[F64, ...] = ()
 
 
 @final
@@ -43,7 +45,10 @@ class StepSums:
 @final
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of the own chunk, from `first` of the vector: sums along the tree, then the update; `gradient` is scratch."""
+    """A block of the own chunk, from `first` of the vector: sums along the tree, then the update.
+
+    `gradient` is scratch that the blocks share, or the block's own where the update keeps it.
+    """
 
     first: int
     additions: list[Addition]
@@ -65,7 +70,11 @@ class NodeSums:
 
 @final
 class StepPlan:
-    """The plan of worker `rank` for batches whose first `filled` shards have rows; no block of its chunk crosses a cut."""
+    """The plan of worker `rank` for batches whose first `filled` shards have rows; no block of its chunk crosses a cut.
+
+    With `keeps` the mean gradient of the chunk stays after a block was left: in the worker's own first vector, of which nobody
+    else reads the worker's own chunk.
+    """
 
     def __init__(
         self,
@@ -75,9 +84,11 @@ class StepPlan:
         filled: int,
         scratch: ScratchBlocks,
         cuts: Sequence[int] = (),
+        keeps: bool = False,
     ) -> None:
         self._layout, self._memory, self._scratch, self._node = layout, memory, scratch, layout.nodes[rank]
         self._members = layout.members[self._node]
+        self._kept = memory.gradients[rank][0] if keeps else None
         # Where the vector of each subtree of this node lies: (worker, index among its vectors).
         self._local: dict[Subtree, tuple[int, int]] = {
             subtree: (member, index)
@@ -101,7 +112,7 @@ class StepPlan:
             vectors.update(zip(remote, received, strict=True))
             places.update({subtree: (carrier, index) for index, subtree in enumerate(remote)})
             self._reports[carrier] = report
-            self.gradients_in.append((carrier, _parts(report, *received)))
+            self.gradients_in.append((carrier, message_parts(report, *received)))
         self._total = ScalarSum((0, layout.shards), places)
         borders = [first, *(cut for cut in cuts if first < cut < end), end]
         self.blocks = [
@@ -110,9 +121,9 @@ class StepPlan:
             for at in range(begin, last, BLOCK_FLOATS)
         ]
         self.gradients_out = [self._sums_for(owner) for owner in layout.carried(rank)]
-        own = _parts(memory.parameters[first:end])
+        own = message_parts(memory.parameters[first:end])
         self.parameters_out = [(carrier, own) for carrier in layout.carriers(rank) if own]
-        carried = [(owner, _parts(memory.parameters[slice(*layout.chunks[owner])])) for owner in layout.carried(rank)]
+        carried = [(owner, message_parts(memory.parameters[slice(*layout.chunks[owner])])) for owner in layout.carried(rank)]
         self.parameters_in = [(owner, parts) for owner, parts in carried if parts]
 
     def total(self) -> StepSums:
@@ -132,7 +143,8 @@ class StepPlan:
         pieces = {subtree: vector[inner] for subtree, vector in vectors.items()}
         sums = VectorSum((0, self._layout.shards), pieces, self._scratch)
         state = tuple(vector[inner] for vector in self._memory.state)
-        return Block(at, sums.additions, sums.total, sums.free, self._memory.parameters[at:end], state)
+        gradient = sums.free if self._kept is None else self._kept[at:end]
+        return Block(at, sums.additions, sums.total, gradient, self._memory.parameters[at:end], state)
 
     def _sums_for(self, owner: int) -> NodeSums:
         """This node's sums of the owner's chunk, one per subtree: a worker's own vector, or summed into memory for it."""
@@ -140,8 +152,9 @@ class StepPlan:
         additions: list[Addition] = []
         vectors: list[F32] = []
         for subtree in self._node_subtrees:
-            if subtree in self._local:
-                member, index = self._local[subtree]
+            inside = [place for s, place in self._local.items() if subtree[0] <= s[0] and s[1] <= subtree[1]]
+            if len(inside) == 1:  # the subtree itself, or the only part of it that has rows
+                member, index = inside[0]
                 vectors.append(self._memory.gradients[member][index, first:end])
                 continue
             target = np.zeros(end - first, np.float32)
@@ -150,9 +163,9 @@ class StepPlan:
                 pieces = {s: self._memory.gradients[member][index, at:to] for s, (member, index) in self._local.items()}
                 additions += VectorSum(subtree, pieces, self._scratch, target[at - first : to - first]).additions
             vectors.append(target)
-        return NodeSums(owner, additions, _parts(self._node_report, *vectors))
+        return NodeSums(owner, additions, message_parts(self._node_report, *vectors))
 
 
-def _parts(*arrays: F32 | F64) -> list[memoryview]:
+def message_parts(*arrays: F32 | F64) -> list[memoryview]:
     """The bytes of each array, to be sent or received into; empty ones are left out."""
     return [array.data.cast("B") for array in arrays if array.size]

@@ -3,6 +3,9 @@
 Each worker has posted a gradient sum per subtree. The owner of a chunk sums the subtrees' vectors in tree order, divides once
 by the denominator and applies the optimizer, block by block while the block is in cache. The parameters lie in memory that a
 node shares, so that the all-gather is a barrier; other nodes get the updated chunks over their links.
+
+An update that needs norms of the whole vector is several passes over the chunk; between them the blocks' sums of squares are
+gathered in the same way.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import numpy as np
 from worker.collective.barrier import Barrier
 from worker.collective.layout import ExchangeLayout
 from worker.collective.links import Links, Message
+from worker.collective.norms import NormExchange, Norms
 from worker.collective.peers import Deadlines
 from worker.collective.plan import NodeMemory, StepPlan, StepSums
 from worker.collective.shared_memory import F32
@@ -31,10 +35,32 @@ class Update(Protocol):
         """Where in the flat vector the update changes its kind."""
         ...
 
+    @property
+    def learned(self) -> int:
+        """Where the learned tensors end and the state begins, whose sums are over rows."""
+        ...
+
+    @property
+    def norms(self) -> Norms | None:
+        """What each pass but the last measures; None if one pass is all."""
+        ...
+
+    def begin(self, number: int) -> None:
+        """Opens pass `number`, from 1 on: every block has been measured by the pass before."""
+        ...
+
     def apply(
-        self, first: int, parameters: F32, gradient: F32, state: tuple[F32, ...], step: int, learning_rate: float
+        self,
+        first: int,
+        parameters: F32,
+        gradient: F32,
+        state: tuple[F32, ...],
+        step: int,
+        learning_rate: float,
+        number: int = 0,
     ) -> None:
-        """One step on the block that begins at `first`; the gradient is the mean, and may be overwritten."""
+        """Pass `number` of a step on the block that begins at `first`. The gradient is the mean, and may be overwritten; what a
+        pass leaves there the next one gets."""
         ...
 
 
@@ -55,8 +81,10 @@ class Reduction:
         self._layout, self._rank, self._memory = layout, rank, memory
         self._barrier, self._links, self._update, self._deadlines = barrier, links, update, deadlines
         self._scratch = ScratchBlocks(BLOCK_FLOATS)
+        self._norms = None if update.norms is None else NormExchange(layout, rank, memory.norms, update.norms)
+        self._passes = 1 if update.norms is None else 1 + len(update.norms.rows)
         self._report = memory.reports[rank]
-        self._denominator = np.ones((), np.float32)
+        self._denominator, self._rows = np.ones((2, 1), np.float32)
         self._plans: dict[int, StepPlan] = {}
         self._links_waited_s = 0.0
 
@@ -68,17 +96,21 @@ class Reduction:
     def step(
         self,
         filled: int,
+        rows: int,
         step: int,
         learning_rate: float,
         finite: bool,
         loss_sums: Sequence[float],
         denominators: Sequence[float],
     ) -> StepSums:
-        """Joins the step; `filled` shards have rows. The sums are per subtree of this worker; the vectors are in its memory."""
+        """Joins the step of a batch of `rows` rows in `filled` shards.
+
+        The sums are per subtree of this worker; the vectors are in its memory.
+        """
         plan = self._plans.get(filled)
         if plan is None:
             plan = self._plans[filled] = StepPlan(
-                self._layout, self._rank, self._memory, filled, self._scratch, self._update.cuts
+                self._layout, self._rank, self._memory, filled, self._scratch, self._update.cuts, self._passes > 1
             )
         report = self._report
         report[0] = 1.0 if finite else 0.0
@@ -91,21 +123,38 @@ class Reduction:
             self._exchange_gradients(plan, step)
         total = plan.total()
         if total.finite:
-            self._apply(plan, step, learning_rate, total.denominator)
+            self._apply(plan, step, learning_rate, total.denominator, rows)
         if plan.gradients_in:
             self._exchange_parameters(plan, step, total.finite)
         if total.finite:
             self._barrier.wait(step, self._deadlines.seconds)  # parameters are ready
         return total
 
-    def _apply(self, plan: StepPlan, step: int, learning_rate: float, denominator: float) -> None:
+    def _apply(self, plan: StepPlan, step: int, learning_rate: float, denominator: float, rows: int) -> None:
         self._denominator[...] = denominator or 1.0  # no weight at all: the sum is zero, and so is the gradient
-        add, divide, apply, by = np.add, np.divide, self._update.apply, self._denominator
+        self._rows[...] = rows
+        add, divide, apply, learned = np.add, np.divide, self._update.apply, self._update.learned
         for block in plan.blocks:
             for left, right, out in block.additions:
                 add(left, right, out=out)
-            divide(block.total, by, out=block.gradient)
+            divide(block.total, self._denominator if block.first < learned else self._rows, out=block.gradient)
             apply(block.first, block.parameters, block.gradient, block.state, step, learning_rate)
+        for number in range(1, self._passes):
+            self._exchange_norms(number, step)
+            self._update.begin(number)
+            for block in plan.blocks:
+                apply(block.first, block.parameters, block.gradient, block.state, step, learning_rate, number)
+
+    def _exchange_norms(self, number: int, step: int) -> None:
+        """Returns when the sums of all blocks, as the pass before `number` measured them, lie in the node's memory."""
+        norms = self._norms
+        assert norms is not None
+        for rank, parts in norms.incoming[number - 1]:
+            self._links.expect(rank, Message.NORMS, step, parts)
+        for rank, parts in norms.outgoing[number - 1]:
+            self._links.send(rank, Message.NORMS, step, parts)
+        self._complete(step, wait=1 + number, sent=False)
+        self._barrier.wait(step, self._deadlines.seconds)
 
     def _exchange_gradients(self, plan: StepPlan, step: int) -> None:
         for rank, parts in plan.gradients_in:
@@ -123,7 +172,7 @@ class Reduction:
                 self._links.expect(rank, Message.PARAMETERS, step, parts)
             for rank, parts in plan.parameters_out:
                 self._links.send(rank, Message.PARAMETERS, step, parts)
-        self._complete(step, wait=2, sent=True)
+        self._complete(step, wait=1 + self._passes, sent=True)
 
     def _complete(self, step: int, wait: int, sent: bool) -> None:
         began = time.perf_counter()

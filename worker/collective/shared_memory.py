@@ -1,7 +1,8 @@
 """Shared memory inside a node: the segment of a worker.
 
 A segment is a memfd, created and written by one worker and opened by the others as /proc/PID/fd/N: it has no name that could
-be left behind, and it lasts as long as somebody has it open. Only the parameters have several writers: each owner its chunk.
+be left behind, and it lasts as long as somebody has it open. Only the parameters and the norms have several writers: each
+owner its chunk, and its carriers on other nodes.
 """
 
 from __future__ import annotations
@@ -39,16 +40,23 @@ _HEADER_BYTES = mmap.PAGESIZE
 @final
 @dataclass(frozen=True, slots=True)
 class SegmentLayout:
-    """Where things lie in a segment, in bytes: header, parameters (the node's leader only), gradients, optimizer state."""
+    """Where things lie in a segment, in bytes: header, parameters, gradients, optimizer state, norms.
+
+    Parameters and norms are in that of the node's leader only.
+    """
 
     parameters: int
     gradients: int
     state: tuple[int, ...]
+    norms: tuple[int, ...]
     size: int
 
     @classmethod
-    def of(cls, parameters: int, gradients: tuple[int, int], state: tuple[int, int]) -> SegmentLayout:
-        """`parameters` floats (0 unless leader), `gradients` (vectors, floats), `state` (vectors, floats of the own chunk)."""
+    def of(
+        cls, parameters: int, gradients: tuple[int, int], state: tuple[int, int], norms: Sequence[int] = ()
+    ) -> SegmentLayout:
+        """`parameters` floats (0 unless leader), `gradients` (vectors, floats), `state` (vectors, floats of the own chunk),
+        `norms` float64 of each pass (none unless leader)."""
         at = _HEADER_BYTES
 
         def place(floats: int) -> int:
@@ -59,7 +67,8 @@ class SegmentLayout:
 
         first = place(parameters)
         vectors = place(gradients[0] * gradients[1])
-        return cls(first, vectors, tuple(place(state[1]) for _ in range(state[0])), at)
+        states = tuple(place(state[1]) for _ in range(state[0]))
+        return cls(first, vectors, states, tuple(place(2 * count) for count in norms), at)
 
 
 @final
@@ -109,6 +118,10 @@ class Segment:
     def floats(self, offset: int, count: int) -> F32:
         """`count` float32 from byte `offset` on."""
         return np.frombuffer(self.map, np.float32, count, offset)
+
+    def doubles(self, offset: int, shape: tuple[int, int]) -> F64:
+        """A float64 matrix from byte `offset` on."""
+        return np.frombuffer(self.map, np.float64, shape[0] * shape[1], offset).reshape(shape)
 
     def close(self) -> None:
         """Closes the descriptor: nobody else can open it from now on."""

@@ -33,8 +33,8 @@ class ScratchBlocks:
 class VectorSum:
     """The additions that give the sum over `subtree` of equal-length vectors, `known` by subtree.
 
-    `total` is where the sum then lies: `target` if given, else a known vector or scratch; `free` is scratch that may be
-    written once the total was read, element by element.
+    `total` is where the sum then lies: a known vector where nothing is added, else `target` if given, or scratch. `free` is
+    scratch that may be written once the total was read, element by element.
     """
 
     def __init__(

@@ -37,6 +37,7 @@ class ColumnFile:
         self._row_shape = row_shape
         self._rows = 0
         self._hash = hashlib.sha256()
+        self._whole, self._largest = True, -1.0
         self._file = open(path, "xb")  # noqa: SIM115 (close and abandon close it)
         self._header_bytes = self._write_header()
 
@@ -48,6 +49,14 @@ class ColumnFile:
         self._hash.update(data.data)
         self._file.write(data.data)
         self._rows += len(data)
+        if self._whole and data.size:
+            self._whole = bool(data.min() >= 0 and (np.floor(data) == data).all())
+            self._largest = max(self._largest, float(data.max()))
+
+    @property
+    def largest_index(self) -> int | None:
+        """The largest value, if all are whole numbers from 0 on."""
+        return int(self._largest) if self._whole and self._rows else None
 
     def close(self) -> ColumnRecord:
         """Puts the number of rows into the header, makes the file durable and says what it holds."""

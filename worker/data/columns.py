@@ -21,7 +21,7 @@ class DatasetUnreadable(LockstepError):
 @final
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """x (N, *input_shape) float32; y (N,) int64 classes or (N, W) float32 numbers. Both read-only, C order."""
+    """x (N, *input_shape) float32; y int64 classes (N,), or (N, L) at positions, or float32 numbers (N, W). Read-only."""
 
     x: NDArray[np.float32]
     y: NDArray[Any]

@@ -21,32 +21,45 @@ FORMAT = 1
 @final
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is predicted: classes, with the rows of each, or numbers of some width (class_rows is then None)."""
+    """What is predicted: classes, with the rows of each, or numbers of some width (class_rows is then None).
+
+    With `positions` each row has as many labels, `class_rows` counts positions, and `no_label` stands where one has none.
+    """
 
     class_rows: tuple[int, ...] | None
-    class_names: tuple[str, ...]
-    width: int
+    class_names: tuple[str, ...] = ()
+    width: int = 0
+    positions: int | None = None
+    no_label: int | None = None
 
     @classmethod
-    def of_classes(cls, rows: Sequence[int], names: Sequence[str]) -> Target:
+    def of_classes(
+        cls, rows: Sequence[int], names: Sequence[str], positions: int | None = None, no_label: int | None = None
+    ) -> Target:
         """Classes in the order of their labels; `names` is empty where labels were numbers."""
-        return cls(tuple(rows), tuple(names), 0)
+        return cls(tuple(rows), tuple(names), 0, positions, no_label)
 
     @classmethod
     def of_numbers(cls, width: int) -> Target:
         """So many numbers per row."""
-        return cls(None, (), width)
+        return cls(None, width=width)
 
     def to_json(self) -> dict[str, Any]:
         """The target as dataset.json has it."""
         if self.class_rows is None:
             return {"numbers": {"width": self.width}}
-        return {"classes": {"count": len(self.class_rows), "names": list(self.class_names), "rows": list(self.class_rows)}}
+        classes = {"count": len(self.class_rows), "names": list(self.class_names), "rows": list(self.class_rows)}
+        # Absent where a row has one label, so that such a dataset's digest does not depend on them.
+        if self.positions is not None:
+            classes["positions"] = self.positions
+        if self.no_label is not None:
+            classes["no_label"] = self.no_label
+        return {"classes": classes}
 
 
 def dataset_digest(document: dict[str, Any]) -> str:
-    """SHA-256, in hex, of the canonical JSON (sorted keys, no spaces, ASCII) of dataset.json without digest and warnings."""
-    content = {key: value for key, value in document.items() if key not in ("digest", "warnings")}
+    """SHA-256, in hex, of dataset.json as canonical JSON (sorted keys, no spaces, ASCII), what follows from it left out."""
+    content = {key: value for key, value in document.items() if key not in ("digest", "warnings", "largest_index")}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
@@ -79,9 +92,9 @@ class DatasetWriter:
         self._x = ColumnFile(self._folder / "x.npy", np.float32, row_shape)
         return self._x
 
-    def class_labels(self) -> ColumnFile:
-        """Opens the labels' column for classes (N,)."""
-        self._y = ColumnFile(self._folder / "y.npy", np.int64, ())
+    def class_labels(self, positions: int | None = None) -> ColumnFile:
+        """Opens the labels' column for classes (N,), or (N, positions)."""
+        self._y = ColumnFile(self._folder / "y.npy", np.int64, () if positions is None else (positions,))
         return self._y
 
     def number_targets(self, width: int) -> ColumnFile:
@@ -115,6 +128,7 @@ class DatasetWriter:
         }
         document["digest"] = dataset_digest(document)
         document["warnings"] = list(warnings)
+        document["largest_index"] = self._x.largest_index
         with open(self._folder / "dataset.json", "x", encoding="utf-8") as file:
             json.dump(document, file, indent=1, sort_keys=True, allow_nan=False)
             file.flush()

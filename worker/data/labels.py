@@ -1,4 +1,4 @@
-"""The rules of labels: whole numbers from 0 are classes, each of them present, and there are at least two."""
+"""The rules of labels: whole numbers from 0 are classes, at least two; those of rows are all present."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.data.findings import Faults, listed
-from worker.data.limits import MAX_CLASSES
+from worker.data.findings import Faults, Occurrences, listed
+from worker.data.limits import MAX_CLASSES, MAX_NAMED_ROWS
 
 START_AT_0 = "labels start at 0"
 TWO_CLASSES = "one class alone teaches nothing: give rows of at least two classes"
+
+# What may stand where a position of a row has no label.
+NO_LABEL = (-1, -100)
 
 
 @final
@@ -71,6 +74,55 @@ class LabelCounts:
         else:
             return [self.rows[label] for label in found]
         return []
+
+
+@final
+class PositionLabels:
+    """Watches labels at positions (R, L): whole numbers from 0, or one of -1 and -100 where there is no label.
+
+    Unlike classes of rows they may leave gaps: not every word of a vocabulary need occur.
+    """
+
+    def __init__(self) -> None:
+        self._counts = LabelCounts()
+        self._negative = Occurrences()
+
+    def look(self, block: NDArray[Any], first_row: int) -> None:
+        """Takes a block of labels (R, L) of an integer dtype into account."""
+        self._counts.look(block)
+        # A block of an unsigned dtype has none.
+        wrong = (block < 0) & ~np.isin(block, NO_LABEL)
+        for position in np.flatnonzero(wrong.any(axis=0)):
+            rows = np.flatnonzero(wrong[:, position])
+            named = [first_row + int(row) for row in rows[:MAX_NAMED_ROWS]]
+            self._negative.note_rows(int(position), named, rows.size, block[rows[0], position])
+
+    def class_positions(self, faults: Faults, place: str, numbers_remedy: str) -> tuple[list[int], int | None]:
+        """(positions of each class in the order of the labels, what stands for no label or None).
+
+        Notes in `faults` why the labels cannot be used.
+        """
+        none = [value for value in NO_LABEL if value in self._counts.rows]
+        found = sorted(label for label in self._counts.rows if label >= 0)
+        highest = self._counts.highest
+        if self._negative.columns:
+            remedy = f"{START_AT_0}; -1 or -100 stands where a position has none, {numbers_remedy}"
+            self._negative.report(faults, lambda position: f"{place}, position {position}", remedy, "LABELS_NEGATIVE")
+        elif len(none) > 1:
+            remedy = "mark the positions that have no label with one of the two, in all rows"
+            faults.add(place, "-1 and -100 among the labels", remedy, "LABELS_MIXED")
+        elif highest is not None and highest >= MAX_CLASSES:
+            remedy = f"labels lie from 0 to {MAX_CLASSES - 1}, {numbers_remedy}"
+            faults.add(place, f"the label {highest}", remedy, "TOO_MANY_CLASSES")
+        elif not found:
+            remedy = "nothing can be learned from positions without labels: give some of them labels"
+            faults.add(place, f"{none[0]} at every position" if none else "no labels", remedy, "NO_LABELS")
+        elif len(found) == 1:
+            faults.add(place, f"the label {found[0]} at every position", TWO_CLASSES, "ONE_CLASS")
+        else:
+            rows = self._counts.rows
+            return [rows.get(label, 0) for label in range(found[-1] + 1)], none[0] if none else None
+        return [], None
 
 
 @final

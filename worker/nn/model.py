@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, final
@@ -19,6 +19,7 @@ from worker.nn.combination import Node, check_nodes, tree_sum
 from worker.nn.initializers import INITIALIZERS
 from worker.nn.layers import Layout
 from worker.nn.losses import build_loss
+from worker.nn.metrics import Counts, Sums, block_metrics
 from worker.nn.parameters import Array, aligned_zeros, public_views
 from worker.nn.passes import Network, StackPass, StepPass
 from worker.nn.search import NonFinitePlace, search
@@ -103,6 +104,7 @@ class Model:
         self._steps: dict[tuple[Any, ...], StepPass] = {}
         self._known: dict[int, _Known] = {}
         self._evaluation: StackPass | None = None
+        self._metrics = block_metrics(loss, self._network.output_shape)
         if parameters is None:
             self.initialize()
 
@@ -145,6 +147,12 @@ class Model:
         weights = tuple([tree_sum(node, denominators) for node in step.nodes])
         return Result(loss_sums, weights, finite and math.isfinite(sum(losses)))
 
+    def loss_sum(self, stacks: Sequence[Stack], combine: Sequence[Node] | None = None, streams: Streams | None = None) -> float:
+        """The loss sum of `loss_and_gradient` by its forward pass alone; `gradients` stay as they are."""
+        step = self._step(stacks, combine)
+        losses = step.losses(stacks, streams)[0]
+        return Result(tuple([tree_sum(node, losses) for node in step.nodes]), (), True).loss_sum
+
     def locate_non_finite(
         self, stacks: Sequence[Stack], combine: Sequence[Node] | None = None, streams: Streams | None = None
     ) -> NonFinitePlace | None:
@@ -167,8 +175,12 @@ class Model:
             out[first : first + len(part)] = rows_first[: len(part)]
         return out
 
-    def evaluate_block(self, x: Array, y: NDArray[Any]) -> tuple[float, float, int]:
-        """(loss sum, denominator, correct rows) of at most 256 rows, computed as a block of 256 filled up with zeros."""
+    def new_counts(self) -> Counts:
+        """Room for what `evaluate_block` counts."""
+        return Counts(self._metrics.classes)
+
+    def evaluate_block(self, x: Array, y: NDArray[Any], counts: Counts) -> Sums:
+        """The sums of at most 256 rows, computed as a block of 256 filled up with zeros; adds their labels to `counts`."""
         rows = len(x)
         self._check_rows(x, rows)
         if rows > EVALUATION_BLOCK_ROWS or y.shape != (rows, *self.target_shape) or y.dtype != self.target_dtype:
@@ -178,11 +190,14 @@ class Model:
         target = self._evaluation_target
         target[0, :rows] = y
         target[0, rows:] = 0
-        correct = evaluation.loss.correct(z, target, rows)
+        # The targets are checked and the outputs measured before the loss overwrites them.
+        evaluation.loss.check(target)
+        measured = self._metrics.measure(z, target, rows, counts)
         evaluation.loss.forward(z, target)
-        loss_sum = np.add.reduce(evaluation.loss.row_losses[0, :rows])
-        denominator = np.add.reduce(evaluation.loss.row_denominators[0, :rows])
-        return float(loss_sum), float(denominator), correct
+        loss_sum = float(np.add.reduce(evaluation.loss.row_losses[0, :rows]))
+        denominator = float(np.add.reduce(evaluation.loss.row_denominators[0, :rows]))
+        log_loss_sum = loss_sum if self._metrics.loss_is_log_loss else measured.log_loss_sum
+        return replace(measured, loss_sum=loss_sum, denominator=denominator, log_loss_sum=log_loss_sum)
 
     def _step(self, stacks: Sequence[Stack], combine: Sequence[Node] | None) -> StepPass:
         """The buffers for these stacks; arrays that came before, as a worker's own buffers do, are not looked at again."""

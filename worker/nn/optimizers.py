@@ -17,6 +17,7 @@ from worker.specs import (
     AdagradRecord,
     AdamRecord,
     AdamWRecord,
+    LambRecord,
     MomentumRecord,
     NesterovRecord,
     OptimizerRecord,
@@ -50,7 +51,7 @@ class Optimizer(ABC):
         learning_rate: float,
         decays: bool = True,
     ) -> None:
-        """One update of 1-D views of equal length: the parameters and the state, in place; the gradient stays.
+        """One update of 1-D views of equal length: the parameters and the state, in place; the gradient stays (but see Lamb).
 
         The gradient is the mean, after the division by the denominator. `step` counts from 1. `decays` says whether these are
         weights, which decay where the method has a decay. Any cut of a vector into views gives the same bits.
@@ -169,7 +170,7 @@ class RmsProp(_Scaled):
 class _Adaptive(Optimizer):
     """m and v are averages of g and g^2, of which m / (1 - beta1^t) and v / (1 - beta2^t) are used at step t."""
 
-    def __init__(self, record: AdamRecord | AdamWRecord, dtype: DTypeLike = np.float32) -> None:
+    def __init__(self, record: AdamRecord | AdamWRecord | LambRecord, dtype: DTypeLike = np.float32) -> None:
         super().__init__(record, dtype)
         self._record = record
         self._beta1, self._rest1 = self._number(record.beta1), self._number(1 - record.beta1)
@@ -181,6 +182,12 @@ class _Adaptive(Optimizer):
         self._correction[...] = 1 / math.sqrt(1 - power(self._record.beta2, step))
 
     def _update(self, w: Array, g: Array, state: Sequence[Array], t: Array) -> None:
+        self._direct(g, state, t)
+        np.multiply(t, self._rate, out=t)
+        np.subtract(w, t, out=w)
+
+    def _direct(self, g: Array, state: Sequence[Array], t: Array) -> None:
+        """t = m / (sqrt(v') + epsilon), after the averages took g in: the direction but for the correction of m."""
         m, v = state
         np.multiply(m, self._beta1, out=m)
         np.multiply(g, self._rest1, out=t)
@@ -193,8 +200,6 @@ class _Adaptive(Optimizer):
         np.multiply(t, self._correction, out=t)
         np.add(t, self._epsilon, out=t)
         np.divide(m, t, out=t)
-        np.multiply(t, self._rate, out=t)
-        np.subtract(w, t, out=w)
 
 
 @final
@@ -222,6 +227,41 @@ class AdamW(_Adaptive):
         super()._update(w, g, state, t)
 
 
+@final
+class Lamb(_Adaptive):
+    """u = m' / (sqrt(v') + epsilon) + weight_decay * w; w -= rate * trust * u (You et al. 2020, algorithm 2).
+
+    trust = norm(w) / norm(u) of each tensor, and 1 where either norm is 0. Biases and the factors and offsets of normalization
+    neither decay nor have a ratio: their trust is 1, as in the authors' own code, since the norm of a bias that begins at 0
+    says nothing about its scale.
+
+    `apply` only makes the direction: u takes the gradient's place, and the parameters stay until `move`.
+    """
+
+    has_decay: ClassVar[bool] = True
+
+    def __init__(self, record: LambRecord, dtype: DTypeLike = np.float32) -> None:
+        super().__init__(record, dtype)
+        self._weight_decay = record.weight_decay
+        self._decay, self._move_rate = self._number(0), self._number(0)
+
+    def _begin(self, step: int, learning_rate: float, decays: bool) -> None:
+        super()._begin(step, 1.0, decays)
+        self._decay[...] = self._weight_decay if decays else 0.0
+
+    def _update(self, w: Array, g: Array, state: Sequence[Array], t: Array) -> None:
+        self._direct(g, state, t)
+        np.multiply(t, self._rate, out=t)
+        np.multiply(w, self._decay, out=g)
+        np.add(t, g, out=g)
+
+    def move(self, w: Array, u: Array, rate: float) -> None:
+        """w -= rate * u, with the trust in the rate, on 1-D views of equal length; overwrites u."""
+        self._move_rate[...] = rate
+        np.multiply(u, self._move_rate, out=u)
+        np.subtract(w, u, out=w)
+
+
 def power(base: float, exponent: int) -> float:
     """base^exponent by repeated squaring in float64: the C library's power has other bits elsewhere."""
     result = 1.0
@@ -241,6 +281,7 @@ OPTIMIZERS: dict[type[Any], Callable[..., Optimizer]] = {
     RmsPropRecord: RmsProp,
     AdamRecord: Adam,
     AdamWRecord: AdamW,
+    LambRecord: Lamb,
 }
 
 

@@ -156,6 +156,8 @@ class StackPass:
         values[0] = x
         for moment, (node, step) in enumerate(zip(self.network.graph.nodes, self.steps, strict=True)):
             if isinstance(step, Layer):
+                if step.looks:
+                    step.look(x)
                 y = step.forward(values[node.inputs[0]], streams)
             else:
                 y = step.forward([values[value] for value in node.inputs])
@@ -210,8 +212,8 @@ class StepPass:
             if graph.learning[node.output]
         ]
 
-    def run(self, stacks: Sequence[tuple[Array, Any]], streams: Streams | None) -> tuple[list[float], list[float], bool]:
-        """(loss sums, denominators) by shard, and whether all gradients are finite; these lie in the model's rows."""
+    def losses(self, stacks: Sequence[tuple[Array, Any]], streams: Streams | None) -> tuple[list[float], list[float]]:
+        """(loss sums, denominators) by shard: the forward half of `run`."""
         loss_sums: list[float] = []
         denominators: list[float] = []
         for stack_pass, (x, y) in zip(self.passes, stacks, strict=True):
@@ -219,7 +221,13 @@ class StepPass:
             loss.forward(stack_pass.forward(x, streams), y)
             loss_sums.extend(loss.loss_sums.tolist())
             denominators.extend(loss.denominators.tolist())
-            stack_pass.take_gradient(loss.backward())
+        return loss_sums, denominators
+
+    def run(self, stacks: Sequence[tuple[Array, Any]], streams: Streams | None) -> tuple[list[float], list[float], bool]:
+        """(loss sums, denominators) by shard, and whether all gradients are finite; these lie in the model's rows."""
+        loss_sums, denominators = self.losses(stacks, streams)
+        for stack_pass in self.passes:
+            stack_pass.take_gradient(stack_pass.loss.backward())
         finite = True
         for moment, programs in self.backward:
             for stack_pass in self.passes:

@@ -1,4 +1,4 @@
-"""Learning rates: functions of the step alone."""
+"""Learning rates: functions of the step, and of what the controller makes of the evaluations."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from worker.specs import (
     ExponentialSchedule,
     OneCycleSchedule,
     OptimizerRecord,
+    PlateauSchedule,
     PolynomialSchedule,
     StepSchedule,
 )
@@ -42,10 +43,16 @@ def _one_cycle(schedule: OneCycleSchedule, progress: float, epochs: int) -> floa
 
 
 def _polynomial(schedule: PolynomialSchedule, progress: float, epochs: int) -> float:
-    return math.pow(1 - progress, schedule.power)
+    whole = int(schedule.power)
+    return power(1 - progress, whole) if whole == schedule.power else math.pow(1 - progress, schedule.power)
 
 
-# From a schedule's record to its factor, given the part of the steps after the warm-up that came before, and the epochs before.
+def _plateau(schedule: PlateauSchedule, progress: float, epochs: int) -> float:
+    return 1.0  # its factor is no function of the step: it comes as `rate_factor`
+
+
+# From a schedule's record to its factor, given the part of the steps after the warm-up that came before, and the whole epochs
+# that fit into them.
 SCHEDULES: dict[type[Any], Callable[[Any, float, int], float]] = {
     ConstantSchedule: _constant,
     StepSchedule: _step,
@@ -53,19 +60,23 @@ SCHEDULES: dict[type[Any], Callable[[Any, float, int], float]] = {
     CosineSchedule: _cosine,
     OneCycleSchedule: _one_cycle,
     PolynomialSchedule: _polynomial,
+    PlateauSchedule: _plateau,
 }
 
 
-def learning_rate(optimizer: OptimizerRecord, step: int, steps_per_epoch: int, total_steps: int) -> float:
-    """The optimizer's rate times its schedule's factor at `step` (from 1), in float64.
+def learning_rate(
+    optimizer: OptimizerRecord, step: int, steps_per_epoch: int, total_steps: int, rate_factor: float = 1.0
+) -> float:
+    """The optimizer's rate times its schedule's factor at `step` (from 1) times `rate_factor`, in float64.
 
-    Over the warm-up the factor rises in equal parts to the schedule's first: at step t of w it is t / w of it. The progress
-    of cosine, one-cycle and polynomial is the number of steps since the warm-up over all such steps, from 0 to just below 1;
-    epochs count from the beginning.
+    `rate_factor` is what the job's evaluations made of the rate, under reduce-on-plateau; else 1. Over the warm-up the
+    schedule's factor rises in equal parts to its first: at step t of w it is t / w of it. A schedule begins after the warm-up:
+    the progress of cosine, one-cycle and polynomial is the number of steps since over all such steps, from 0 to just below 1,
+    and an epoch of step and exponential are `steps_per_epoch` steps since.
     """
     schedule, rate = optimizer.schedule, optimizer.learning_rate
     factor, warmup = SCHEDULES[type(schedule)], schedule.warmup_steps
     if step <= warmup:
-        return rate * factor(schedule, 0.0, 0) * (step / warmup)
-    progress = (step - warmup - 1) / (total_steps - warmup)
-    return rate * factor(schedule, progress, (step - 1) // steps_per_epoch)
+        return rate * factor(schedule, 0.0, 0) * (step / warmup) * rate_factor
+    before = step - warmup - 1
+    return rate * factor(schedule, before / (total_steps - warmup), before // steps_per_epoch) * rate_factor

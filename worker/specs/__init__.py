@@ -16,6 +16,7 @@ from worker.specs.activations import (
     TanhRecord,
 )
 from worker.specs.architecture import Architecture, ParallelRecord, ResidualRecord, architecture
+from worker.specs.clipping import ClippingRecord, clipping_record
 from worker.specs.convolution import (
     AveragePoolRecord,
     Conv1dRecord,
@@ -41,6 +42,7 @@ from worker.specs.optimizers import (
     AdagradRecord,
     AdamRecord,
     AdamWRecord,
+    LambRecord,
     MomentumRecord,
     NesterovRecord,
     RmsPropRecord,
@@ -54,6 +56,7 @@ from worker.specs.schedules import (
     CosineSchedule,
     ExponentialSchedule,
     OneCycleSchedule,
+    PlateauSchedule,
     PolynomialSchedule,
     StepSchedule,
 )
@@ -64,6 +67,7 @@ __all__ = [
     "AdamRecord",
     "AdamWRecord",
     "Architecture",
+    "ClippingRecord",
     "BinaryCrossEntropyRecord",
     "AttentionRecord",
     "BatchNormRecord",
@@ -85,6 +89,7 @@ __all__ = [
     "GlobalMeanRecord",
     "InitializerRecord",
     "LayerNormRecord",
+    "LambRecord",
     "LayerRecord",
     "LeakyReluRecord",
     "LossRecord",
@@ -98,6 +103,7 @@ __all__ = [
     "OptimizerRecord",
     "ParallelRecord",
     "PenaltyRecord",
+    "PlateauSchedule",
     "PolynomialSchedule",
     "PositionsRecord",
     "ReluRecord",
@@ -115,6 +121,7 @@ __all__ = [
     "StepSchedule",
     "TanhRecord",
     "architecture",
+    "clipping_record",
     "loss_record",
     "optimizer_record",
     "penalty_record",

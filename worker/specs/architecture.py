@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
+from lockstep.contract.arithmetic import BATCH_STATISTICS_ROWS
 from lockstep.contract.errors import UserError, Violation
 from lockstep.v1.model_pb2 import Layer, ModelSpec, Parallel
 from worker.specs import activations, convolution, dense, normalization, recurrent, sequence
-from worker.specs.records import LayerReader, LayerRecord, Reading, not_one_of
+from worker.specs.records import LayerReader, LayerRecord, Reading, none_given
 
 # Deepest nesting of residual and parallel layers.
 MAX_DEPTH = 8
@@ -25,6 +26,11 @@ class Architecture:
 
     layers: tuple[LayerRecord, ...]
     input_shape: tuple[int, ...]
+
+    @property
+    def least_shard_rows(self) -> int:
+        """How many rows a shard must have, in a batch that has as many."""
+        return BATCH_STATISTICS_ROWS if any(record.batch_statistics for record in all_records(self.layers)) else 1
 
 
 @final
@@ -45,6 +51,17 @@ class ParallelRecord(LayerRecord):
     kind: ClassVar[str] = "parallel"
     branches: tuple[tuple[LayerRecord, ...], ...]
     join: Literal["concatenate", "add"]
+
+
+def all_records(records: Sequence[LayerRecord]) -> Iterator[LayerRecord]:
+    """The records, depth first: one that holds others before them."""
+    for record in records:
+        yield record
+        if isinstance(record, ResidualRecord):
+            yield from all_records((*record.layers, *record.shortcut))
+        elif isinstance(record, ParallelRecord):
+            for branch in record.branches:
+                yield from all_records(branch)
 
 
 def _residual(message: Layer, reading: Reading) -> LayerRecord:
@@ -87,7 +104,7 @@ def read_layers(messages: Sequence[Layer], place: str, behind: str, wrong: list[
     records = []
     for index, (layer, kind) in enumerate(zip(messages, kinds, strict=True)):
         if kind not in READERS:
-            wrong.append(not_one_of(f"{place}[{index}]", "layer", kind, READERS))
+            wrong.append(none_given(f"{place}[{index}]", "layer", READERS))
             continue
         following = (other for other in kinds[index + 1 :] if other not in _PASSED_OVER)
         reading = Reading(f"{place}[{index}].{kind}", next(following, behind), wrong)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias, final
 
 from lockstep.v1.model_pb2 import GlobalPool, Layer, Padding, Size2d
 from worker.specs.initializers import InitializerRecord, read_initializer
-from worker.specs.records import LayerReader, LayerRecord, Reading, not_one_of
+from worker.specs.records import LayerReader, LayerRecord, Reading, none_given
 
 # (height, width).
 Size: TypeAlias = tuple[int, int]
@@ -104,7 +104,7 @@ def _padding(given: Padding | None, reading: Reading) -> PaddingRecord:
         return PaddingRecord()
     kind = given.WhichOneof("kind")
     if kind is None:
-        reading.wrong.append(not_one_of(f"{reading.place}.padding", "padding", "", ("same", "valid", "explicit")))
+        reading.wrong.append(none_given(f"{reading.place}.padding", "padding", ("same", "valid", "explicit")))
         return PaddingRecord()
     sides = given.explicit
     return PaddingRecord(kind, sides.top, sides.bottom, sides.left, sides.right)

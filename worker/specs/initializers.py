@@ -8,7 +8,7 @@ from typing import final
 
 from lockstep.contract.errors import Violation
 from lockstep.v1.model_pb2 import Initializer
-from worker.specs.records import Reading, not_one_of
+from worker.specs.records import Reading, none_given
 
 # Activations that pass what is above zero and little below: He's variance suits them.
 RECTIFIERS = frozenset({"relu", "leaky_relu", "elu", "silu", "gelu", "softplus"})
@@ -37,7 +37,7 @@ def read_initializer(given: Initializer | None, reading: Reading) -> Initializer
         return InitializerRecord("he_normal" if reading.follower in RECTIFIERS else "glorot_uniform")
     kind = given.WhichOneof("kind") or ""
     if kind not in BUILT:
-        reading.wrong.append(not_one_of(f"{reading.place}.initializer", "initializer", kind, BUILT))
+        reading.wrong.append(none_given(f"{reading.place}.initializer", "initializer", BUILT))
     if kind not in _VALUES:
         return InitializerRecord(kind)
     field, default = _VALUES[kind]

@@ -9,7 +9,7 @@ from typing import ClassVar, final
 
 from lockstep.contract.errors import UserError, Violation
 from lockstep.v1.optimization_pb2 import Loss
-from worker.specs.records import LossRecord, not_one_of
+from worker.specs.records import LossRecord, none_given
 
 
 @final
@@ -110,7 +110,7 @@ def loss_record(loss: Loss) -> LossRecord:
     make = _LOSSES.get(kind)
     record = make(loss, wrong) if make else None
     if record is None:
-        wrong.append(not_one_of("loss", "loss", kind, _LOSSES))
+        wrong.append(none_given("loss", "loss", _LOSSES))
     if wrong or record is None:
         raise UserError(wrong)
     return record

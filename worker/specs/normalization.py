@@ -18,6 +18,7 @@ class BatchNormRecord(LayerRecord):
     """
 
     kind: ClassVar[str] = "batch_norm"
+    batch_statistics: ClassVar[bool] = True
     momentum: float = 0.9
     epsilon: float = 1e-5
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from lockstep.contract.errors import UserError, Violation
-from lockstep.v1.optimization_pb2 import Adam, AdamW, Optimizer
-from worker.specs.records import OptimizerRecord, ScheduleRecord, given_or_default, not_one_of, option_not_built
+from lockstep.v1.optimization_pb2 import Adam, AdamW, Lamb, Optimizer
+from worker.specs.clipping import check_clipping
+from worker.specs.records import OptimizerRecord, ScheduleRecord, given_or_default, none_given
 from worker.specs.schedules import read_schedule
 
 
@@ -101,6 +102,21 @@ class AdamWRecord(OptimizerRecord):
     schedule: ScheduleRecord
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class LambRecord(OptimizerRecord):
+    """Adam's direction with weight_decay * w; w -= learning_rate * norm(w) / norm(direction) * direction, by tensor."""
+
+    kind: ClassVar[str] = "lamb"
+    state_names: ClassVar[tuple[str, ...]] = ("mean", "squares")
+    learning_rate: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    schedule: ScheduleRecord
+
+
 def _rate(place: str, rate: float, wrong: list[Violation]) -> float:
     if not (rate > 0 and math.isfinite(rate)):
         wrong.append(Violation(f"{place}.learning_rate", str(rate), "it must be above 0 and finite"))
@@ -137,7 +153,7 @@ def _rmsprop(optimizer: Optimizer, schedule: ScheduleRecord, wrong: list[Violati
     return RmsPropRecord(_rate("optimizer.rmsprop", message.learning_rate, wrong), decay, epsilon, schedule)
 
 
-def _averages(message: Adam | AdamW) -> tuple[float, float, float]:
+def _averages(message: Adam | AdamW | Lamb) -> tuple[float, float, float]:
     """beta1, beta2 and epsilon."""
     return given_or_default(message, "beta1"), given_or_default(message, "beta2"), given_or_default(message, "epsilon")
 
@@ -153,6 +169,12 @@ def _adamw(optimizer: Optimizer, schedule: ScheduleRecord, wrong: list[Violation
     return AdamWRecord(rate, *_averages(message), decay, schedule)
 
 
+def _lamb(optimizer: Optimizer, schedule: ScheduleRecord, wrong: list[Violation]) -> OptimizerRecord:
+    message = optimizer.lamb
+    rate, decay = _rate("optimizer.lamb", message.learning_rate, wrong), given_or_default(message, "weight_decay")
+    return LambRecord(rate, *_averages(message), decay, schedule)
+
+
 _OPTIMIZERS: dict[str, Callable[[Optimizer, ScheduleRecord, list[Violation]], OptimizerRecord]] = {
     "sgd": _sgd,
     "momentum": _momentum,
@@ -161,20 +183,20 @@ _OPTIMIZERS: dict[str, Callable[[Optimizer, ScheduleRecord, list[Violation]], Op
     "rmsprop": _rmsprop,
     "adam": _adam,
     "adamw": _adamw,
+    "lamb": _lamb,
 }
 
 
 def optimizer_record(optimizer: Optimizer) -> OptimizerRecord:
-    """The record of an optimizer with its schedule. Raises UserError for what is not built or out of range."""
+    """The record of an optimizer with its schedule. Raises UserError for what is missing or out of range."""
     wrong: list[Violation] = []
-    schedule = read_schedule(optimizer.schedule, wrong)
-    if optimizer.HasField("clipping"):
-        wrong.append(option_not_built("optimizer.clipping", optimizer.clipping.WhichOneof("kind") or "nothing"))
+    schedule = read_schedule(optimizer.schedule)
+    check_clipping(optimizer, wrong)
     kind = optimizer.WhichOneof("kind") or ""
     make = _OPTIMIZERS.get(kind)
     record = make(optimizer, schedule, wrong) if make else None
     if record is None:
-        wrong.append(not_one_of("optimizer", "optimizer", kind, _OPTIMIZERS))
+        wrong.append(none_given("optimizer", "optimizer", _OPTIMIZERS))
     if wrong or record is None:
         raise UserError(wrong)
     return record

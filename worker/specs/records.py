@@ -14,10 +14,14 @@ from lockstep.v1.model_pb2 import Layer
 
 
 class LayerRecord:
-    """A layer without NumPy or protobuf: frozen, comparable, hashable. `kind` is its key in a job file."""
+    """A layer without NumPy or protobuf: frozen, comparable, hashable. `kind` is its key in a job file.
+
+    `batch_statistics` says whether it takes statistics over the rows of a shard, which then must not be few.
+    """
 
     __slots__ = ()
     kind: ClassVar[str]
+    batch_statistics: ClassVar[bool] = False
 
 
 class LossRecord:
@@ -74,15 +78,6 @@ def given_or_default(message: Message, name: str) -> Any:
     return written_default(message.DESCRIPTOR.fields_by_name[name])
 
 
-def option_not_built(place: str, value: object) -> Violation:
-    """An option that the contract has and this release has not."""
-    return Violation(place, str(value), "this option is not built yet; leave it out", "OPTION_NOT_BUILT")
-
-
-def not_one_of(place: str, what: str, kind: str, built: Iterable[str]) -> Violation:
-    """A choice of which nothing was chosen, or something that is not built yet."""
-    names = ", ".join(sorted(built))
-    if not kind:
-        return Violation(place, "", f"exactly one {what} must be given: {names}", "INVALID_FIELD")
-    reason = f"{what.upper()}_NOT_BUILT"
-    return Violation(f"{place}.{kind}", "", f"this {what} is not built yet; use one of: {names}", reason)
+def none_given(place: str, what: str, choices: Iterable[str]) -> Violation:
+    """A choice of which nothing was chosen."""
+    return Violation(place, "", f"exactly one {what} must be given: {', '.join(sorted(choices))}", "INVALID_FIELD")

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from lockstep.contract.errors import Violation
 from lockstep.v1.optimization_pb2 import Schedule
-from worker.specs.records import ScheduleRecord, given_or_default, not_one_of
+from worker.specs.records import ScheduleRecord, given_or_default
 
 
 @final
@@ -23,7 +22,7 @@ class ConstantSchedule(ScheduleRecord):
 @final
 @dataclass(frozen=True, slots=True)
 class StepSchedule(ScheduleRecord):
-    """Times `factor` after each `every_epochs`."""
+    """Times `factor` after each `every_epochs`, counted from the end of the warm-up."""
 
     kind: ClassVar[str] = "step"
     every_epochs: int
@@ -34,7 +33,7 @@ class StepSchedule(ScheduleRecord):
 @final
 @dataclass(frozen=True, slots=True)
 class ExponentialSchedule(ScheduleRecord):
-    """Times `factor` after each epoch."""
+    """Times `factor` after each epoch, counted from the end of the warm-up."""
 
     kind: ClassVar[str] = "exponential"
     factor: float
@@ -73,6 +72,17 @@ class PolynomialSchedule(ScheduleRecord):
     warmup_steps: int = 0
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class PlateauSchedule(ScheduleRecord):
+    """Times `factor` after `patience` evaluations without a lower validation loss."""
+
+    kind: ClassVar[str] = "plateau"
+    factor: float
+    patience: int
+    warmup_steps: int = 0
+
+
 def _step(schedule: Schedule, warmup_steps: int) -> ScheduleRecord:
     return StepSchedule(schedule.step.every_epochs, given_or_default(schedule.step, "factor"), warmup_steps)
 
@@ -87,6 +97,11 @@ def _one_cycle(schedule: Schedule, warmup_steps: int) -> ScheduleRecord:
     )
 
 
+def _plateau(schedule: Schedule, warmup_steps: int) -> ScheduleRecord:
+    plateau = schedule.plateau
+    return PlateauSchedule(given_or_default(plateau, "factor"), given_or_default(plateau, "patience"), warmup_steps)
+
+
 _READERS: dict[str, Callable[[Schedule, int], ScheduleRecord]] = {
     "constant": lambda schedule, warmup_steps: ConstantSchedule(warmup_steps),
     "step": _step,
@@ -96,13 +111,10 @@ _READERS: dict[str, Callable[[Schedule, int], ScheduleRecord]] = {
     "polynomial": lambda schedule, warmup_steps: PolynomialSchedule(
         given_or_default(schedule.polynomial, "power"), warmup_steps
     ),
+    "plateau": _plateau,
 }
 
 
-def read_schedule(schedule: Schedule, wrong: list[Violation]) -> ScheduleRecord:
+def read_schedule(schedule: Schedule) -> ScheduleRecord:
     """The record of a schedule; none given is constant."""
-    kind = schedule.WhichOneof("kind") or "constant"
-    if kind not in _READERS:
-        wrong.append(not_one_of("optimizer.schedule", "schedule", kind, _READERS))
-        return ConstantSchedule()
-    return _READERS[kind](schedule, schedule.warmup_steps)
+    return _READERS[schedule.WhichOneof("kind") or "constant"](schedule, schedule.warmup_steps)

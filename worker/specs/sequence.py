@@ -31,7 +31,7 @@ class PositionsRecord(LayerRecord):
 @final
 @dataclass(frozen=True, slots=True)
 class AttentionRecord(LayerRecord):
-    """Multi-head self-attention; `padding_index` marks positions that are not seen, None: all are."""
+    """Multi-head self-attention. Positions where the network's input is `padding_index` are not seen; None: all are."""
 
     kind: ClassVar[str] = "attention"
     heads: int
@@ -41,11 +41,8 @@ class AttentionRecord(LayerRecord):
 
 def _attention(message: Layer, reading: Reading) -> LayerRecord:
     attention = message.attention
-    if attention.HasField("padding_index"):
-        # The layer can leave keys out, but no network tells it yet which.
-        remedy = "padding is not built yet; leave the field out"
-        reading.refuse("padding_index", attention.padding_index, remedy, "FIELD_NOT_BUILT")
-    return AttentionRecord(attention.heads, attention.causal, None)
+    padding_index = attention.padding_index if attention.HasField("padding_index") else None
+    return AttentionRecord(attention.heads, attention.causal, padding_index)
 
 
 READERS: dict[str, LayerReader] = {

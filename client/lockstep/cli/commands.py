@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lockstep.cli import datasets, explain, jobs, lookups, models, submission
+from lockstep.cli import datasets, explain, gradients, jobs, lookups, models, submission
 
 
 def register(group: click.Group) -> None:
@@ -12,6 +12,7 @@ def register(group: click.Group) -> None:
     for command in (
         submission.submit,
         submission.plan,
+        gradients.gradcheck,
         lookups.jobs,
         lookups.show,
         jobs.watch,

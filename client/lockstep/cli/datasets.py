@@ -87,6 +87,10 @@ def _schema_words(schema: dataset_service_pb2.DatasetSchema) -> str:
     else:
         names = ", ".join(schema.classes.names[:10]) + (", ..." if len(schema.classes.names) > 10 else "")
         wanted = f"{schema.classes.count:,} classes" + (f" ({names})" if names else "")
+        if schema.classes.HasField("positions"):
+            wanted += f" at each of {schema.classes.positions:,} positions"
+        if schema.classes.HasField("no_label"):
+            wanted += f" ({schema.classes.no_label} where there is none)"
     return f"{schema.rows:,} rows, inputs {shape}, {wanted}, {size(schema.size_bytes)}"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import click
 
 from lockstep.cli.conventions import INTERRUPTED, NOT_SUCCEEDED, NUMBER, Seconds, Target, as_json
-from lockstep.cli.job_lines import WAIT_STATES, State, result_words, state_line
+from lockstep.cli.job_lines import WAIT_STATES, State, gradient_table, result_words, state_line
 from lockstep.cli.output import json_line, result, talk
 from lockstep.contract.errors import UserError
 from lockstep.names import job_name, short
@@ -17,22 +18,14 @@ from lockstep.v1 import training_job_pb2
 if TYPE_CHECKING:
     from lockstep.client import Client
 
+Event = training_job_pb2.JobEvent
+
 
 def follow(client: Client, name: str, as_json: bool, *, finished: bool, after_number: int = 0) -> None:
     """Shows a job's events to its end, then the job; leaves with an exit code unless the job succeeded."""
     from lockstep.cli.progress import observer
 
-    seen = training_job_pb2.StateChange()
-    try:
-        with nullcontext(json_line) if as_json else observer(name) as show:
-            for event in client.watch(name, after_number=after_number, on_away=_away):
-                if event.HasField("state_change"):
-                    seen = event.state_change
-                show(event)
-        job = _finished(client, name, seen)
-    except KeyboardInterrupt:
-        talk(f"\nno longer watching; the job goes on. Come back with: lockstep watch {short(name)}")
-        raise click.exceptions.Exit(INTERRUPTED) from None
+    job = ended(client, name, nullcontext(json_line) if as_json else observer(name), after_number)
     if as_json:
         if finished:
             json_line(job)
@@ -40,6 +33,23 @@ def follow(client: Client, name: str, as_json: bool, *, finished: bool, after_nu
         _farewell(job)
     if job.state != State.SUCCEEDED:
         raise click.exceptions.Exit(NOT_SUCCEEDED)
+
+
+def ended(
+    client: Client, name: str, view: AbstractContextManager[Callable[[Event], None]], after_number: int = 0
+) -> training_job_pb2.TrainingJob:
+    """Watches a job to its end, each event shown in `view`. Ctrl-C leaves with its exit code, and the job goes on."""
+    seen = training_job_pb2.StateChange()
+    try:
+        with view as show:
+            for event in client.watch(name, after_number=after_number, on_away=_away):
+                if event.HasField("state_change"):
+                    seen = event.state_change
+                show(event)
+        return _finished(client, name, seen)
+    except KeyboardInterrupt:
+        talk(f"\nno longer watching; the job goes on. Come back with: lockstep watch {short(name)}")
+        raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 def _away(seconds: float) -> None:
@@ -61,6 +71,8 @@ def _farewell(job: training_job_pb2.TrainingJob) -> None:
     result(state_line(job))
     if words := result_words(job.result):
         result(words)
+    if job.result.HasField("gradient_check"):
+        gradient_table(job.result.gradient_check)
     if job.HasField("result") and job.result.checkpoints:
         talk(f"take the model home with: lockstep model pull {short(job.name)}")
 

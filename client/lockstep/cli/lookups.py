@@ -8,12 +8,16 @@ import click
 
 from lockstep import __version__
 from lockstep.cli.conventions import Target, as_json
-from lockstep.cli.job_lines import WAIT_STATES, State, result_words, state_line
+from lockstep.cli.job_lines import WAIT_STATES, State, gradient_table, result_words, state_line
+from lockstep.cli.metric_words import all_metrics, class_row
 from lockstep.cli.output import duration, json_line, moment, number, pairs, percent, result, size, table, talk
 from lockstep.names import short
 from lockstep.v1 import training_job_pb2
 
 DEFAULT_LIMIT = 50
+
+# The server sends no more classes of a result.
+CLASSES_SHOWN = 1000
 
 
 @click.command()
@@ -68,9 +72,8 @@ def show(target: Target, job: str, as_json: bool) -> None:
         return
     result(state_line(found))
     progress, plan, spec = found.progress, found.plan, found.spec
-    step = (
-        f"{progress.step:,} of {plan.total_steps:,}, epoch {progress.epoch} of {spec.training.epochs}" if progress.step else ""
-    )
+    epoch = f"epoch {progress.epoch} of {spec.training.epochs}" if progress.epoch else ""
+    step = f"{progress.step:,} of {plan.total_steps:,}" if progress.step else ""
     rate = f"{progress.samples_per_second:,.0f} samples/s" if progress.samples_per_second else ""
     going = progress.HasField("remaining_seconds") and not found.HasField("end_time")
     left = f"{duration(progress.remaining_seconds)} left" if going else ""
@@ -80,8 +83,9 @@ def show(target: Target, job: str, as_json: bool) -> None:
             ("created", moment(found.create_time)),
             ("started", moment(found.start_time)),
             ("ended", moment(found.end_time)),
-            ("step", ", ".join(part for part in (step, rate, left) if part)),
+            ("step", ", ".join(part for part in (step, epoch, rate, left) if part)),
             ("result", result_words(found.result)),
+            ("validation", all_metrics(_metrics(found))),
             ("arithmetic", found.arithmetic_digest),
         ]
     )
@@ -90,9 +94,22 @@ def show(target: Target, job: str, as_json: bool) -> None:
     if found.runs:
         result("")
         table(("RUN", "WORKERS", "STARTED", "ENDED", "STEPS", "WHY IT ENDED"), [_run(run) for run in found.runs])
+    if classes := found.result.validation_classes:
+        result("")
+        table(("CLASS", "SUPPORT", "PRECISION", "RECALL", "F1"), [class_row(one) for one in classes])
+        if len(classes) == CLASSES_SHOWN:
+            talk(f"the first {CLASSES_SHOWN:,} classes are shown; manifest.json of the model has the counts of all")
     if found.result.checkpoints:
         result("")
         table(("CHECKPOINT", "SIZE", "WEIGHTS", ""), [_checkpoint(one) for one in found.result.checkpoints])
+    if found.result.HasField("gradient_check"):
+        result("")
+        gradient_table(found.result.gradient_check)
+
+
+def _metrics(job: training_job_pb2.TrainingJob) -> training_job_pb2.ValidationMetrics:
+    """Of the result, or of the last evaluation of a job that goes on."""
+    return job.result.validation_metrics if job.HasField("result") else job.progress.validation_metrics
 
 
 def _run(run: training_job_pb2.Run) -> tuple[str, ...]:

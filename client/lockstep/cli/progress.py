@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, final
 
+from lockstep.cli.metric_words import HEADLINES, metric_words
 from lockstep.cli.output import duration, number, percent, printable, result
 from lockstep.v1 import training_job_pb2
 
@@ -41,7 +42,7 @@ def observer(name: str) -> Iterator[Show]:
 
 def progress_words(progress: training_job_pb2.Progress) -> str:
     """Where a run is, in one line; its step is said elsewhere."""
-    words = [f"epoch {progress.epoch}"]
+    words = [f"epoch {progress.epoch}"] if progress.epoch else []
     if progress.HasField("loss"):
         words.append(f"loss {number(progress.loss)}")
     if progress.HasField("validation_accuracy"):
@@ -69,8 +70,12 @@ def event_words(event: training_job_pb2.JobEvent) -> str:
         values = {point.name: point.value for point in event.points.points}
         if "validation_loss" in values:
             accuracy = values.get("validation_accuracy")
-            words = f", validation accuracy {percent(accuracy)}" if accuracy is not None else ""
-            return f"step {event.points.step:,}: validation loss {number(values['validation_loss'])}{words}"
+            words = [f"validation loss {number(values['validation_loss'])}"]
+            if accuracy is not None:
+                words.append(f"validation accuracy {percent(accuracy)}")
+            named = ((name, f"validation_{name}") for name in HEADLINES)
+            words += [metric_words(name, values[point]) for name, point in named if point in values]
+            return f"step {event.points.step:,}: {', '.join(words)}"
     return ""
 
 
@@ -78,8 +83,8 @@ def event_words(event: training_job_pb2.JobEvent) -> str:
 class PlainView:
     """Lines: each change of state, notice and evaluation, and progress about once a second."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic, say: Callable[[str], None] = result) -> None:
+        self._clock, self._say = clock, say
         self._next_s = -LINE_INTERVAL_S
 
     def show(self, event: training_job_pb2.JobEvent) -> None:
@@ -87,10 +92,10 @@ class PlainView:
         words = event_words(event)
         if event.HasField("progress") and self._clock() >= self._next_s:
             self._next_s = self._clock() + LINE_INTERVAL_S
-            words = f"step {event.progress.step:,}/{event.progress.total_steps:,}, {progress_words(event.progress)}"
+            step = f"step {event.progress.step:,}/{event.progress.total_steps:,}"
+            words = ", ".join(part for part in (step, progress_words(event.progress)) if part)
         if words:
-            result(words)
-            sys.stdout.flush()
+            self._say(words)
 
 
 @final

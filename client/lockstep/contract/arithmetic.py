@@ -22,18 +22,28 @@ def default_shards(batch_size: int) -> int:
     return shards
 
 
-def shard_rows(rows: int, shards: int) -> list[tuple[int, int]]:
-    """Cuts `rows` rows into `shards` contiguous ranges [first, end); the first rows % shards have one row more.
+# Fewest rows of a shard where a layer takes statistics over its rows, in a batch that has as many.
+BATCH_STATISTICS_ROWS = 8
 
-    Shards beyond the rows are empty ranges.
+
+def filled_shards(rows: int, shards: int, least_rows: int = 1) -> int:
+    """How many shards of a batch have rows: as many as can have `least_rows` each, and one at least."""
+    return min(shards, max(1, rows // least_rows))
+
+
+def shard_rows(rows: int, shards: int, least_rows: int = 1) -> list[tuple[int, int]]:
+    """Cuts `rows` rows into `shards` contiguous ranges [first, end), the first `filled_shards` of which have rows.
+
+    Of f such shards the first rows % f have one row more; the others are empty ranges.
     """
-    small, larger = divmod(rows, shards)
+    filled = filled_shards(rows, shards, least_rows)
+    small, larger = divmod(rows, filled)
     ranges, first = [], 0
-    for shard in range(shards):
+    for shard in range(filled):
         end = first + small + (1 if shard < larger else 0)
         ranges.append((first, end))
         first = end
-    return ranges
+    return ranges + [(rows, rows)] * (shards - filled)
 
 
 def validation_count(rows: int, fraction: float) -> int:

@@ -38,6 +38,8 @@ class Manifest:
 
     `spec` is the job's spec as protobuf JSON with proto field names; `preprocessing` is {} or
     {"standardize": {"mean": [...], "scale": [...]}}; `controller` is what remembers evaluations.
+    `validation_metrics` are the fields of ValidationMetrics that have a value; `validation_classes` is {} or
+    {"support": [...], "predicted": [...], "correct": [...]}, a count per class.
     """
 
     job_id: str
@@ -59,6 +61,8 @@ class Manifest:
     loss: float | None = None
     validation_loss: float | None = None
     validation_accuracy: float | None = None
+    validation_metrics: dict[str, float] = field(default_factory=dict)
+    validation_classes: dict[str, list[int]] = field(default_factory=dict)
     best_validation_loss: float | None = None
     best_step: int | None = None
     class_names: list[str] = field(default_factory=list)

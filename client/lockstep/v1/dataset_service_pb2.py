@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from lockstep.v1 import rules_pb2 as lockstep_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!lockstep/v1/dataset_service.proto\x12\x0blockstep.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17lockstep/v1/rules.proto\"\xd6\x03\n\x07\x44\x61taset\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\x92\xdb\x18\x02\x10\x01\x12\x16\n\x06\x64igest\x18\x02 \x01(\tB\x06\x92\xdb\x18\x02\x10\x01\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\x1a.lockstep.v1.Dataset.StateB\x06\x92\xdb\x18\x02\x10\x01\x12\x1d\n\rstatus_detail\x18\x04 \x01(\tB\x06\x92\xdb\x18\x02\x10\x01\x12\x37\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xdb\x18\x02\x10\x01\x12\x37\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xdb\x18\x02\x10\x01\x12\x32\n\x06schema\x18\x07 \x01(\x0b\x32\x1a.lockstep.v1.DatasetSchemaB\x06\x92\xdb\x18\x02\x10\x01\x12\x35\n\x08versions\x18\x08 \x03(\x0b\x32\x1b.lockstep.v1.DatasetVersionB\x06\x92\xdb\x18\x02\x10\x01\x12\x18\n\x08warnings\x18\t \x03(\tB\x06\x92\xdb\x18\x02\x10\x01\"T\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\r\n\tUPLOADING\x10\x01\x12\r\n\tPREPARING\x10\x02\x12\t\n\x05READY\x10\x03\x12\x0b\n\x07REFUSED\x10\x04\"\xa0\x01\n\x0e\x44\x61tasetVersion\x12\x16\n\x06\x64igest\x18\x01 \x01(\tB\x06\x92\xdb\x18\x02\x10\x01\x12\x37\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xdb\x18\x02\x10\x01\x12\x1a\n\x04rows\x18\x03 \x01(\x04\x42\x0c\x92\xdb\x18\x08\x10\x01j\x04rows\x12!\n\nsize_bytes\x18\x04 \x01(\x04\x42\r\x92\xdb\x18\t\x10\x01j\x05\x62ytes\"\x89\x02\n\rDatasetSchema\x12\x1a\n\x04rows\x18\x01 \x01(\x04\x42\x0c\x92\xdb\x18\x08\x10\x01j\x04rows\x12\x1b\n\x0binput_shape\x18\x02 \x03(\x04\x42\x06\x92\xdb\x18\x02\x10\x01\x12+\n\x07\x63lasses\x18\x03 \x01(\x0b\x32\x18.lockstep.v1.ClassTargetH\x00\x12,\n\x07numbers\x18\x04 \x01(\x0b\x32\x19.lockstep.v1.NumberTargetH\x00\x12\x1b\n\x0binput_names\x18\x05 \x03(\tB\x06\x92\xdb\x18\x02\x10\x01\x12\x1a\n\nlabel_name\x18\x06 \x01(\tB\x06\x92\xdb\x18\x02\x10\x01\x12!\n\nsize_bytes\x18\x07 \x01(\x04\x42\r\x92\xdb\x18\t\x10\x01j\x05\x62ytesB\x08\n\x06target\"W\n\x0b\x43lassTarget\x12\x15\n\x05\x63ount\x18\x01 \x01(\x04\x42\x06\x92\xdb\x18\x02\x10\x01\x12\x15\n\x05names\x18\x02 \x03(\tB\x06\x92\xdb\x18\x02\x10\x01\x12\x1a\n\x04rows\x18\x03 \x03(\x04\x42\x0c\x92\xdb\x18\x08\x10\x01j\x04rows\"%\n\x0cNumberTarget\x12\x15\n\x05width\x18\x01 \x01(\x04\x42\x06\x92\xdb\x18\x02\x10\x01\"\\\n\x14\x43reateDatasetRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.lockstep.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xd5\x02\n\x0cUploadHeader\x12;\n\ndataset_id\x18\x01 \x01(\tB\'\x92\xdb\x18#\x08\x01\x42\x1f[a-z]([a-z0-9-]{0,61}[a-z0-9])?\x12V\n\nrequest_id\x18\x02 \x01(\tBB\x92\xdb\x18>B<[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\x12*\n\nsize_bytes\x18\x03 \x01(\x04\x42\x16\x92\xdb\x18\x12\x08\x01)\x00\x00\x00\x00\x00\x00\xf0?j\x05\x62ytes\x12$\n\x06sha256\x18\x04 \x01(\tB\x14\x92\xdb\x18\x10\x08\x01\x42\x0c[0-9a-f]{64}\x12%\n\x03npz\x18\x05 \x01(\x0b\x32\x16.lockstep.v1.NpzFormatH\x00\x12%\n\x03\x63sv\x18\x06 \x01(\x0b\x32\x16.lockstep.v1.CsvFormatH\x00\x42\x10\n\x06\x66ormat\x12\x06\x9a\xdb\x18\x02\x08\x01\"a\n\tNpzFormat\x12\x1e\n\x06inputs\x18\x01 \x01(\tB\t\x92\xdb\x18\x05H@b\x01xH\x00\x88\x01\x01\x12\x1e\n\x06labels\x18\x02 \x01(\tB\t\x92\xdb\x18\x05H@b\x01yH\x01\x88\x01\x01\x42\t\n\x07_inputsB\t\n\x07_labels\"\xd4\x01\n\tCsvFormat\x12\x18\n\x05label\x18\x01 \x01(\tB\t\x92\xdb\x18\x05\x08\x01H\x80\x02\x12-\n\tdelimiter\x18\x02 \x01(\tB\x15\x92\xdb\x18\x11\x42\x08[,;|\\t ]b\x05\x63ommaH\x00\x88\x01\x01\x12#\n\x07\x64\x65\x63imal\x18\x03 \x01(\tB\r\x92\xdb\x18\tB\x04[.,]b\x01.H\x01\x88\x01\x01\x12\x30\n\nskip_lines\x18\x04 \x01(\rB\x17\x92\xdb\x18\x13\x39\x00\x00\x00\x00\x00@\x8f@b\x01\x30j\x05linesH\x02\x88\x01\x01\x42\x0c\n\n_delimiterB\n\n\x08_decimalB\r\n\x0b_skip_lines\"S\n\x11GetDatasetRequest\x12>\n\x04name\x18\x01 \x01(\tB0\x92\xdb\x18,\x08\x01\x42(datasets/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\"X\n\x13ListDatasetsRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x11\x92\xdb\x18\r)\x00\x00\x00\x00\x00\x00\x00\x00\x62\x02\x35\x30\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xdb\x18\x03H\x80\x04\"W\n\x14ListDatasetsResponse\x12&\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x14.lockstep.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x14\x44\x65leteDatasetRequest\x12>\n\x04name\x18\x01 \x01(\tB0\x92\xdb\x18,\x08\x01\x42(datasets/[a-z]([a-z0-9-]{0,61}[a-z0-9])?2\xc1\x02\n\x0e\x44\x61tasetService\x12J\n\rCreateDataset\x12!.lockstep.v1.CreateDatasetRequest\x1a\x14.lockstep.v1.Dataset(\x01\x12\x42\n\nGetDataset\x12\x1e.lockstep.v1.GetDatasetRequest\x1a\x14.lockstep.v1.Dataset\x12S\n\x0cListDatasets\x12 .lockstep.v1.ListDatasetsRequest\x1a!.lockstep.v1.ListDatasetsResponse\x12J\n\rDeleteDataset\x12!.lockstep.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!lockstep/v1/dataset_service.proto\x12\x0blockstep.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17lockstep/v1/rules.proto\"\xd6\x03\n\x07\x44\x61taset\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\x92\xdb\x18\x02\x10\x01\x12\x16\n\x06\x64igest\x18\x02 \x01(\tB\x06\x92\xdb\x18\x02\x10\x01\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\x1a.lockstep.v1.Dataset.StateB\x06\x92\xdb\x18\x02\x10\x01\x12\x1d\n\rstatus_detail\x18\x04 \x01(\tB\x06\x92\xdb\x18\x02\x10\x01\x12\x37\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xdb\x18\x02\x10\x01\x12\x37\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xdb\x18\x02\x10\x01\x12\x32\n\x06schema\x18\x07 \x01(\x0b\x32\x1a.lockstep.v1.DatasetSchemaB\x06\x92\xdb\x18\x02\x10\x01\x12\x35\n\x08versions\x18\x08 \x03(\x0b\x32\x1b.lockstep.v1.DatasetVersionB\x06\x92\xdb\x18\x02\x10\x01\x12\x18\n\x08warnings\x18\t \x03(\tB\x06\x92\xdb\x18\x02\x10\x01\"T\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\r\n\tUPLOADING\x10\x01\x12\r\n\tPREPARING\x10\x02\x12\t\n\x05READY\x10\x03\x12\x0b\n\x07REFUSED\x10\x04\"\xa0\x01\n\x0e\x44\x61tasetVersion\x12\x16\n\x06\x64igest\x18\x01 \x01(\tB\x06\x92\xdb\x18\x02\x10\x01\x12\x37\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xdb\x18\x02\x10\x01\x12\x1a\n\x04rows\x18\x03 \x01(\x04\x42\x0c\x92\xdb\x18\x08\x10\x01j\x04rows\x12!\n\nsize_bytes\x18\x04 \x01(\x04\x42\r\x92\xdb\x18\t\x10\x01j\x05\x62ytes\"\xbf\x02\n\rDatasetSchema\x12\x1a\n\x04rows\x18\x01 \x01(\x04\x42\x0c\x92\xdb\x18\x08\x10\x01j\x04rows\x12\x1b\n\x0binput_shape\x18\x02 \x03(\x04\x42\x06\x92\xdb\x18\x02\x10\x01\x12+\n\x07\x63lasses\x18\x03 \x01(\x0b\x32\x18.lockstep.v1.ClassTargetH\x00\x12,\n\x07numbers\x18\x04 \x01(\x0b\x32\x19.lockstep.v1.NumberTargetH\x00\x12\x1b\n\x0binput_names\x18\x05 \x03(\tB\x06\x92\xdb\x18\x02\x10\x01\x12\x1a\n\nlabel_name\x18\x06 \x01(\tB\x06\x92\xdb\x18\x02\x10\x01\x12!\n\nsize_bytes\x18\x07 \x01(\x04\x42\r\x92\xdb\x18\t\x10\x01j\x05\x62ytes\x12\"\n\rlargest_index\x18\x08 \x01(\x04\x42\x06\x92\xdb\x18\x02\x10\x01H\x01\x88\x01\x01\x42\x08\n\x06targetB\x10\n\x0e_largest_index\"\xb1\x01\n\x0b\x43lassTarget\x12\x15\n\x05\x63ount\x18\x01 \x01(\x04\x42\x06\x92\xdb\x18\x02\x10\x01\x12\x15\n\x05names\x18\x02 \x03(\tB\x06\x92\xdb\x18\x02\x10\x01\x12\x1a\n\x04rows\x18\x03 \x03(\x04\x42\x0c\x92\xdb\x18\x08\x10\x01j\x04rows\x12\x1e\n\tpositions\x18\x04 \x01(\x04\x42\x06\x92\xdb\x18\x02\x10\x01H\x00\x88\x01\x01\x12\x1d\n\x08no_label\x18\x05 \x01(\x03\x42\x06\x92\xdb\x18\x02\x10\x01H\x01\x88\x01\x01\x42\x0c\n\n_positionsB\x0b\n\t_no_label\"%\n\x0cNumberTarget\x12\x15\n\x05width\x18\x01 \x01(\x04\x42\x06\x92\xdb\x18\x02\x10\x01\"\\\n\x14\x43reateDatasetRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.lockstep.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xd5\x02\n\x0cUploadHeader\x12;\n\ndataset_id\x18\x01 \x01(\tB\'\x92\xdb\x18#\x08\x01\x42\x1f[a-z]([a-z0-9-]{0,61}[a-z0-9])?\x12V\n\nrequest_id\x18\x02 \x01(\tBB\x92\xdb\x18>B<[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\x12*\n\nsize_bytes\x18\x03 \x01(\x04\x42\x16\x92\xdb\x18\x12\x08\x01)\x00\x00\x00\x00\x00\x00\xf0?j\x05\x62ytes\x12$\n\x06sha256\x18\x04 \x01(\tB\x14\x92\xdb\x18\x10\x08\x01\x42\x0c[0-9a-f]{64}\x12%\n\x03npz\x18\x05 \x01(\x0b\x32\x16.lockstep.v1.NpzFormatH\x00\x12%\n\x03\x63sv\x18\x06 \x01(\x0b\x32\x16.lockstep.v1.CsvFormatH\x00\x42\x10\n\x06\x66ormat\x12\x06\x9a\xdb\x18\x02\x08\x01\"a\n\tNpzFormat\x12\x1e\n\x06inputs\x18\x01 \x01(\tB\t\x92\xdb\x18\x05H@b\x01xH\x00\x88\x01\x01\x12\x1e\n\x06labels\x18\x02 \x01(\tB\t\x92\xdb\x18\x05H@b\x01yH\x01\x88\x01\x01\x42\t\n\x07_inputsB\t\n\x07_labels\"\xd4\x01\n\tCsvFormat\x12\x18\n\x05label\x18\x01 \x01(\tB\t\x92\xdb\x18\x05\x08\x01H\x80\x02\x12-\n\tdelimiter\x18\x02 \x01(\tB\x15\x92\xdb\x18\x11\x42\x08[,;|\\t ]b\x05\x63ommaH\x00\x88\x01\x01\x12#\n\x07\x64\x65\x63imal\x18\x03 \x01(\tB\r\x92\xdb\x18\tB\x04[.,]b\x01.H\x01\x88\x01\x01\x12\x30\n\nskip_lines\x18\x04 \x01(\rB\x17\x92\xdb\x18\x13\x39\x00\x00\x00\x00\x00@\x8f@b\x01\x30j\x05linesH\x02\x88\x01\x01\x42\x0c\n\n_delimiterB\n\n\x08_decimalB\r\n\x0b_skip_lines\"S\n\x11GetDatasetRequest\x12>\n\x04name\x18\x01 \x01(\tB0\x92\xdb\x18,\x08\x01\x42(datasets/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\"X\n\x13ListDatasetsRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x11\x92\xdb\x18\r)\x00\x00\x00\x00\x00\x00\x00\x00\x62\x02\x35\x30\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xdb\x18\x03H\x80\x04\"W\n\x14ListDatasetsResponse\x12&\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x14.lockstep.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x14\x44\x65leteDatasetRequest\x12>\n\x04name\x18\x01 \x01(\tB0\x92\xdb\x18,\x08\x01\x42(datasets/[a-z]([a-z0-9-]{0,61}[a-z0-9])?2\xc1\x02\n\x0e\x44\x61tasetService\x12J\n\rCreateDataset\x12!.lockstep.v1.CreateDatasetRequest\x1a\x14.lockstep.v1.Dataset(\x01\x12\x42\n\nGetDataset\x12\x1e.lockstep.v1.GetDatasetRequest\x1a\x14.lockstep.v1.Dataset\x12S\n\x0cListDatasets\x12 .lockstep.v1.ListDatasetsRequest\x1a!.lockstep.v1.ListDatasetsResponse\x12J\n\rDeleteDataset\x12!.lockstep.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -70,12 +70,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETSCHEMA'].fields_by_name['label_name']._serialized_options = b'\222\333\030\002\020\001'
   _globals['_DATASETSCHEMA'].fields_by_name['size_bytes']._loaded_options = None
   _globals['_DATASETSCHEMA'].fields_by_name['size_bytes']._serialized_options = b'\222\333\030\t\020\001j\005bytes'
+  _globals['_DATASETSCHEMA'].fields_by_name['largest_index']._loaded_options = None
+  _globals['_DATASETSCHEMA'].fields_by_name['largest_index']._serialized_options = b'\222\333\030\002\020\001'
   _globals['_CLASSTARGET'].fields_by_name['count']._loaded_options = None
   _globals['_CLASSTARGET'].fields_by_name['count']._serialized_options = b'\222\333\030\002\020\001'
   _globals['_CLASSTARGET'].fields_by_name['names']._loaded_options = None
   _globals['_CLASSTARGET'].fields_by_name['names']._serialized_options = b'\222\333\030\002\020\001'
   _globals['_CLASSTARGET'].fields_by_name['rows']._loaded_options = None
   _globals['_CLASSTARGET'].fields_by_name['rows']._serialized_options = b'\222\333\030\010\020\001j\004rows'
+  _globals['_CLASSTARGET'].fields_by_name['positions']._loaded_options = None
+  _globals['_CLASSTARGET'].fields_by_name['positions']._serialized_options = b'\222\333\030\002\020\001'
+  _globals['_CLASSTARGET'].fields_by_name['no_label']._loaded_options = None
+  _globals['_CLASSTARGET'].fields_by_name['no_label']._serialized_options = b'\222\333\030\002\020\001'
   _globals['_NUMBERTARGET'].fields_by_name['width']._loaded_options = None
   _globals['_NUMBERTARGET'].fields_by_name['width']._serialized_options = b'\222\333\030\002\020\001'
   _globals['_UPLOADHEADER'].oneofs_by_name['format']._loaded_options = None
@@ -115,27 +121,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETVERSION']._serialized_start=611
   _globals['_DATASETVERSION']._serialized_end=771
   _globals['_DATASETSCHEMA']._serialized_start=774
-  _globals['_DATASETSCHEMA']._serialized_end=1039
-  _globals['_CLASSTARGET']._serialized_start=1041
-  _globals['_CLASSTARGET']._serialized_end=1128
-  _globals['_NUMBERTARGET']._serialized_start=1130
-  _globals['_NUMBERTARGET']._serialized_end=1167
-  _globals['_CREATEDATASETREQUEST']._serialized_start=1169
-  _globals['_CREATEDATASETREQUEST']._serialized_end=1261
-  _globals['_UPLOADHEADER']._serialized_start=1264
-  _globals['_UPLOADHEADER']._serialized_end=1605
-  _globals['_NPZFORMAT']._serialized_start=1607
-  _globals['_NPZFORMAT']._serialized_end=1704
-  _globals['_CSVFORMAT']._serialized_start=1707
-  _globals['_CSVFORMAT']._serialized_end=1919
-  _globals['_GETDATASETREQUEST']._serialized_start=1921
-  _globals['_GETDATASETREQUEST']._serialized_end=2004
-  _globals['_LISTDATASETSREQUEST']._serialized_start=2006
-  _globals['_LISTDATASETSREQUEST']._serialized_end=2094
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=2096
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=2183
-  _globals['_DELETEDATASETREQUEST']._serialized_start=2185
-  _globals['_DELETEDATASETREQUEST']._serialized_end=2271
-  _globals['_DATASETSERVICE']._serialized_start=2274
-  _globals['_DATASETSERVICE']._serialized_end=2595
+  _globals['_DATASETSCHEMA']._serialized_end=1093
+  _globals['_CLASSTARGET']._serialized_start=1096
+  _globals['_CLASSTARGET']._serialized_end=1273
+  _globals['_NUMBERTARGET']._serialized_start=1275
+  _globals['_NUMBERTARGET']._serialized_end=1312
+  _globals['_CREATEDATASETREQUEST']._serialized_start=1314
+  _globals['_CREATEDATASETREQUEST']._serialized_end=1406
+  _globals['_UPLOADHEADER']._serialized_start=1409
+  _globals['_UPLOADHEADER']._serialized_end=1750
+  _globals['_NPZFORMAT']._serialized_start=1752
+  _globals['_NPZFORMAT']._serialized_end=1849
+  _globals['_CSVFORMAT']._serialized_start=1852
+  _globals['_CSVFORMAT']._serialized_end=2064
+  _globals['_GETDATASETREQUEST']._serialized_start=2066
+  _globals['_GETDATASETREQUEST']._serialized_end=2149
+  _globals['_LISTDATASETSREQUEST']._serialized_start=2151
+  _globals['_LISTDATASETSREQUEST']._serialized_end=2239
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=2241
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=2328
+  _globals['_DELETEDATASETREQUEST']._serialized_start=2330
+  _globals['_DELETEDATASETREQUEST']._serialized_end=2416
+  _globals['_DATASETSERVICE']._serialized_start=2419
+  _globals['_DATASETSERVICE']._serialized_end=2740
 # @@protoc_insertion_point(module_scope)

@@ -164,12 +164,15 @@ class DatasetSchema(_message.Message):
     INPUT_NAMES_FIELD_NUMBER: _builtins.int
     LABEL_NAME_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    LARGEST_INDEX_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
     """Rows."""
     label_name: _builtins.str
     """Name of the label column; empty where the file has none."""
     size_bytes: _builtins.int
     """Size of the columns on disk."""
+    largest_index: _builtins.int
+    """The largest input, where all are whole numbers from 0 on, as an embedding takes them; else not set."""
     @_builtins.property
     def input_shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Shape of one row's input."""
@@ -196,13 +199,19 @@ class DatasetSchema(_message.Message):
         input_names: _abc.Iterable[_builtins.str] | None = ...,
         label_name: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        largest_index: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "numbers", b"numbers", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_largest_index", b"_largest_index", "classes", b"classes", "largest_index", b"largest_index", "numbers", b"numbers", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "input_names", b"input_names", "input_shape", b"input_shape", "label_name", b"label_name", "numbers", b"numbers", "rows", b"rows", "size_bytes", b"size_bytes", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_largest_index", b"_largest_index", "classes", b"classes", "input_names", b"input_names", "input_shape", b"input_shape", "label_name", b"label_name", "largest_index", b"largest_index", "numbers", b"numbers", "rows", b"rows", "size_bytes", b"size_bytes", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__largest_index: _TypeAlias = _typing.Literal["largest_index"]  # noqa: Y015
+    _WhichOneofArgType__largest_index: _TypeAlias = _typing.Literal["_largest_index", b"_largest_index"]  # noqa: Y015
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["classes", "numbers"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__largest_index) -> _WhichOneofReturnType__largest_index | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
 
 Global___DatasetSchema: _TypeAlias = DatasetSchema  # noqa: Y015
@@ -216,15 +225,21 @@ class ClassTarget(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    NO_LABEL_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     """Number of classes: the largest label and one."""
+    positions: _builtins.int
+    """Labels of each row, one for each position; not set where a row has one label."""
+    no_label: _builtins.int
+    """What stands where a position has no label, -1 or -100; not set where all have one."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The class names, in the order of the labels; empty where labels were numbers."""
 
     @_builtins.property
     def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Rows of each class, in the order of the labels."""
+        """Rows of each class, in the order of the labels; where rows have several labels, positions of each class."""
 
     def __init__(
         self,
@@ -232,12 +247,21 @@ class ClassTarget(_message.Message):
         count: _builtins.int = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
         rows: _abc.Iterable[_builtins.int] | None = ...,
+        positions: _builtins.int | None = ...,
+        no_label: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_no_label", b"_no_label", "_positions", b"_positions", "no_label", b"no_label", "positions", b"positions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "names", b"names", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_no_label", b"_no_label", "_positions", b"_positions", "count", b"count", "names", b"names", "no_label", b"no_label", "positions", b"positions", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__no_label: _TypeAlias = _typing.Literal["no_label"]  # noqa: Y015
+    _WhichOneofArgType__no_label: _TypeAlias = _typing.Literal["_no_label", b"_no_label"]  # noqa: Y015
+    _WhichOneofReturnType__positions: _TypeAlias = _typing.Literal["positions"]  # noqa: Y015
+    _WhichOneofArgType__positions: _TypeAlias = _typing.Literal["_positions", b"_positions"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__no_label) -> _WhichOneofReturnType__no_label | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__positions) -> _WhichOneofReturnType__positions | None: ...
 
 Global___ClassTarget: _TypeAlias = ClassTarget  # noqa: Y015
 
@@ -343,7 +367,9 @@ Global___UploadHeader: _TypeAlias = UploadHeader  # noqa: Y015
 
 @_typing.final
 class NpzFormat(_message.Message):
-    """An .npz file with an array of inputs (rows first) and an array of labels. Whole-number labels are classes from 0."""
+    """An .npz file with an array of inputs (rows first) and an array of labels. Whole-number labels are classes from 0: one per row,
+    (N,), or one at each of L positions, (N, L), where -1 or -100 stands for no label.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

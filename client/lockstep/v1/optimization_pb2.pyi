@@ -522,7 +522,7 @@ Global___AdamW: _TypeAlias = AdamW  # noqa: Y015
 
 @_typing.final
 class Lamb(_message.Message):
-    """AdamW's direction, scaled per tensor by norm(w) / norm(direction)."""
+    """AdamW's direction, for each tensor of weights times norm(w) / norm(direction); for biases and norms as it is."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -575,7 +575,7 @@ Global___Lamb: _TypeAlias = Lamb  # noqa: Y015
 
 @_typing.final
 class Schedule(_message.Message):
-    """The factor on the learning rate as a function of the step."""
+    """The factor on the learning rate as a function of the step, or of the evaluations. It begins after the warm-up."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -588,7 +588,7 @@ class Schedule(_message.Message):
     PLATEAU_FIELD_NUMBER: _builtins.int
     WARMUP_STEPS_FIELD_NUMBER: _builtins.int
     warmup_steps: _builtins.int
-    """Steps over which the factor first rises from 0, at least 0."""
+    """Steps over which the factor first rises from 0, at least 0. What follows counts its steps, epochs and evaluations from there."""
     @_builtins.property
     def constant(self) -> Global___ConstantSchedule:
         """Always 1."""
@@ -663,7 +663,7 @@ Global___ConstantSchedule: _TypeAlias = ConstantSchedule  # noqa: Y015
 
 @_typing.final
 class StepSchedule(_message.Message):
-    """Times `factor` after each `every_epochs`."""
+    """Times `factor` after each `every_epochs`, counted from the end of the warm-up."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -691,7 +691,7 @@ Global___StepSchedule: _TypeAlias = StepSchedule  # noqa: Y015
 
 @_typing.final
 class ExponentialSchedule(_message.Message):
-    """Times `factor` after each epoch."""
+    """Times `factor` after each epoch, counted from the end of the warm-up."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -713,7 +713,7 @@ Global___ExponentialSchedule: _TypeAlias = ExponentialSchedule  # noqa: Y015
 
 @_typing.final
 class CosineSchedule(_message.Message):
-    """From 1 to `floor` along half a cosine over the job."""
+    """From 1 to `floor` along half a cosine over the steps after the warm-up."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -737,7 +737,7 @@ Global___CosineSchedule: _TypeAlias = CosineSchedule  # noqa: Y015
 
 @_typing.final
 class OneCycleSchedule(_message.Message):
-    """From 1 / start_divisor up to 1 over `rise` of the steps, then down to 1 / end_divisor."""
+    """From 1 / start_divisor up to 1 over `rise` of the steps after the warm-up, then down to 1 / end_divisor."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -778,7 +778,7 @@ Global___OneCycleSchedule: _TypeAlias = OneCycleSchedule  # noqa: Y015
 
 @_typing.final
 class PolynomialSchedule(_message.Message):
-    """(1 - step / steps)^power."""
+    """(1 - step / steps)^power, over the steps after the warm-up."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -802,7 +802,10 @@ Global___PolynomialSchedule: _TypeAlias = PolynomialSchedule  # noqa: Y015
 
 @_typing.final
 class PlateauSchedule(_message.Message):
-    """Times `factor` after `patience` evaluations without a lower validation loss."""
+    """Times `factor` after `patience` evaluations in a row without a validation loss below the lowest so far; then they are counted
+    anew. Evaluations up to the end of the warm-up set the lowest, and are not counted. A validation loss that is NaN is not lower.
+    It needs validation rows.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -176,7 +176,7 @@ class TrainingJob(_message.Message):
 
     @_builtins.property
     def result(self) -> Global___Result:
-        """The result; set when the job has ended with a checkpoint."""
+        """The result; set when the job has ended with a checkpoint, or with a gradient check."""
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -226,6 +226,7 @@ class Plan(_message.Message):
     WORKER_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     CHECKPOINT_BYTES_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
+    FILLED_SHARDS_FIELD_NUMBER: _builtins.int
     training_rows: _builtins.int
     """Rows that train."""
     validation_rows: _builtins.int
@@ -233,7 +234,7 @@ class Plan(_message.Message):
     steps_per_epoch: _builtins.int
     """Steps of one epoch, its short last batch included."""
     total_steps: _builtins.int
-    """Steps of the job."""
+    """Steps of the job; of a gradient check, its tensors."""
     shards: _builtins.int
     """Logical shards of a mini-batch."""
     parameters: _builtins.int
@@ -242,6 +243,8 @@ class Plan(_message.Message):
     """What one worker is expected to hold in memory at the most."""
     checkpoint_bytes: _builtins.int
     """Size of a checkpoint."""
+    filled_shards: _builtins.int
+    """Shards of a whole mini-batch that get rows: with batch normalization only as many as can have 8 rows each."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerPlan]:
         """The layers, in order."""
@@ -258,10 +261,11 @@ class Plan(_message.Message):
         worker_memory_bytes: _builtins.int = ...,
         checkpoint_bytes: _builtins.int = ...,
         layers: _abc.Iterable[Global___LayerPlan] | None = ...,
+        filled_shards: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_bytes", b"checkpoint_bytes", "layers", b"layers", "parameters", b"parameters", "shards", b"shards", "steps_per_epoch", b"steps_per_epoch", "total_steps", b"total_steps", "training_rows", b"training_rows", "validation_rows", b"validation_rows", "worker_memory_bytes", b"worker_memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_bytes", b"checkpoint_bytes", "filled_shards", b"filled_shards", "layers", b"layers", "parameters", b"parameters", "shards", b"shards", "steps_per_epoch", b"steps_per_epoch", "total_steps", b"total_steps", "training_rows", b"training_rows", "validation_rows", b"validation_rows", "worker_memory_bytes", b"worker_memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -423,18 +427,19 @@ class Progress(_message.Message):
     APPLIED_ROWS_FIELD_NUMBER: _builtins.int
     REPLAYED_ROWS_FIELD_NUMBER: _builtins.int
     REMAINING_SECONDS_FIELD_NUMBER: _builtins.int
+    VALIDATION_METRICS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """The last applied step."""
+    """The last applied step; in a gradient check, the tensors that are checked."""
     total_steps: _builtins.int
-    """Steps of the job."""
+    """Steps of the job; of a gradient check, its tensors."""
     epoch: _builtins.int
-    """The epoch of that step, from 1."""
+    """The epoch of that step, from 1; 0 in a gradient check."""
     loss: _builtins.float
     """Mean training loss of the last reported step."""
     validation_loss: _builtins.float
     """The last evaluation's mean loss."""
     validation_accuracy: _builtins.float
-    """The last evaluation's accuracy, 0 to 1; for classes only."""
+    """The last evaluation's accuracy: the part of the labels that are the first largest output, 0 to 1; for classes only."""
     samples_per_second: _builtins.float
     """Rows per second over the last stretch."""
     step_seconds: _builtins.float
@@ -447,6 +452,10 @@ class Progress(_message.Message):
     """Rows computed again after failures, over all runs."""
     remaining_seconds: _builtins.float
     """Time the remaining steps will take at the present rate; not set before the second stretch."""
+    @_builtins.property
+    def validation_metrics(self) -> Global___ValidationMetrics:
+        """What else the last evaluation found."""
+
     def __init__(
         self,
         *,
@@ -462,10 +471,11 @@ class Progress(_message.Message):
         applied_rows: _builtins.int = ...,
         replayed_rows: _builtins.int = ...,
         remaining_seconds: _builtins.float | None = ...,
+        validation_metrics: Global___ValidationMetrics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_remaining_seconds", b"_remaining_seconds", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "loss", b"loss", "remaining_seconds", b"remaining_seconds", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_remaining_seconds", b"_remaining_seconds", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "loss", b"loss", "remaining_seconds", b"remaining_seconds", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_remaining_seconds", b"_remaining_seconds", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "applied_rows", b"applied_rows", "epoch", b"epoch", "loss", b"loss", "remaining_seconds", b"remaining_seconds", "replayed_rows", b"replayed_rows", "samples_per_second", b"samples_per_second", "step", b"step", "step_seconds", b"step_seconds", "total_steps", b"total_steps", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_remaining_seconds", b"_remaining_seconds", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "applied_rows", b"applied_rows", "epoch", b"epoch", "loss", b"loss", "remaining_seconds", b"remaining_seconds", "replayed_rows", b"replayed_rows", "samples_per_second", b"samples_per_second", "step", b"step", "step_seconds", b"step_seconds", "total_steps", b"total_steps", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
@@ -487,6 +497,194 @@ class Progress(_message.Message):
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
+class ValidationMetrics(_message.Message):
+    """What an evaluation found besides loss and accuracy. A metric that does not apply to the loss and the target is not set; nor is one
+    that has no value, as the precision of a class that was never predicted.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOP_5_ACCURACY_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    F1_FIELD_NUMBER: _builtins.int
+    CLASS_1_PRECISION_FIELD_NUMBER: _builtins.int
+    CLASS_1_RECALL_FIELD_NUMBER: _builtins.int
+    CLASS_1_F1_FIELD_NUMBER: _builtins.int
+    AUC_FIELD_NUMBER: _builtins.int
+    LOG_LOSS_FIELD_NUMBER: _builtins.int
+    PERPLEXITY_FIELD_NUMBER: _builtins.int
+    MEAN_SQUARED_ERROR_FIELD_NUMBER: _builtins.int
+    MEAN_ABSOLUTE_ERROR_FIELD_NUMBER: _builtins.int
+    R2_FIELD_NUMBER: _builtins.int
+    top_5_accuracy: _builtins.float
+    """Part of the labels that are among the five largest outputs, 0 to 1; above five classes only."""
+    precision: _builtins.float
+    """Mean of the classes' precisions: what is rightly predicted of what is predicted. Over the classes that occur among labels or
+    predictions; one without a value counts as 0 in the mean. So for recall and F1.
+    """
+    recall: _builtins.float
+    """Mean of the classes' recalls: what is rightly predicted of their labels."""
+    f1: _builtins.float
+    """Mean of the classes' F1: the harmonic mean of precision and recall."""
+    class_1_precision: _builtins.float
+    """Precision of class 1; of two classes only."""
+    class_1_recall: _builtins.float
+    """Recall of class 1; of two classes only."""
+    class_1_f1: _builtins.float
+    """F1 of class 1; of two classes only."""
+    auc: _builtins.float
+    """Area under the ROC curve, from a histogram of 65,536 bins (docs/metrics.md says how near that is); of two classes only."""
+    log_loss: _builtins.float
+    """Mean of -log of the label's probability, without the class weights and the smoothing that the loss may have; of classes only."""
+    perplexity: _builtins.float
+    """exp of the log loss; where each position of a row has a label."""
+    mean_squared_error: _builtins.float
+    """Mean of the squares of what numbers are missed by."""
+    mean_absolute_error: _builtins.float
+    """Mean of the absolute values of what numbers are missed by."""
+    r2: _builtins.float
+    """1 - squared errors / squared deviations from the mean: 1 is perfect, 0 is what predicting the mean gives. Mean over the outputs,
+    of at most 1,024.
+    """
+    def __init__(
+        self,
+        *,
+        top_5_accuracy: _builtins.float | None = ...,
+        precision: _builtins.float | None = ...,
+        recall: _builtins.float | None = ...,
+        f1: _builtins.float | None = ...,
+        class_1_precision: _builtins.float | None = ...,
+        class_1_recall: _builtins.float | None = ...,
+        class_1_f1: _builtins.float | None = ...,
+        auc: _builtins.float | None = ...,
+        log_loss: _builtins.float | None = ...,
+        perplexity: _builtins.float | None = ...,
+        mean_squared_error: _builtins.float | None = ...,
+        mean_absolute_error: _builtins.float | None = ...,
+        r2: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_auc", b"_auc", "_class_1_f1", b"_class_1_f1", "_class_1_precision", b"_class_1_precision", "_class_1_recall", b"_class_1_recall", "_f1", b"_f1", "_log_loss", b"_log_loss", "_mean_absolute_error", b"_mean_absolute_error", "_mean_squared_error", b"_mean_squared_error", "_perplexity", b"_perplexity", "_precision", b"_precision", "_r2", b"_r2", "_recall", b"_recall", "_top_5_accuracy", b"_top_5_accuracy", "auc", b"auc", "class_1_f1", b"class_1_f1", "class_1_precision", b"class_1_precision", "class_1_recall", b"class_1_recall", "f1", b"f1", "log_loss", b"log_loss", "mean_absolute_error", b"mean_absolute_error", "mean_squared_error", b"mean_squared_error", "perplexity", b"perplexity", "precision", b"precision", "r2", b"r2", "recall", b"recall", "top_5_accuracy", b"top_5_accuracy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auc", b"_auc", "_class_1_f1", b"_class_1_f1", "_class_1_precision", b"_class_1_precision", "_class_1_recall", b"_class_1_recall", "_f1", b"_f1", "_log_loss", b"_log_loss", "_mean_absolute_error", b"_mean_absolute_error", "_mean_squared_error", b"_mean_squared_error", "_perplexity", b"_perplexity", "_precision", b"_precision", "_r2", b"_r2", "_recall", b"_recall", "_top_5_accuracy", b"_top_5_accuracy", "auc", b"auc", "class_1_f1", b"class_1_f1", "class_1_precision", b"class_1_precision", "class_1_recall", b"class_1_recall", "f1", b"f1", "log_loss", b"log_loss", "mean_absolute_error", b"mean_absolute_error", "mean_squared_error", b"mean_squared_error", "perplexity", b"perplexity", "precision", b"precision", "r2", b"r2", "recall", b"recall", "top_5_accuracy", b"top_5_accuracy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__auc: _TypeAlias = _typing.Literal["auc"]  # noqa: Y015
+    _WhichOneofArgType__auc: _TypeAlias = _typing.Literal["_auc", b"_auc"]  # noqa: Y015
+    _WhichOneofReturnType__class_1_f1: _TypeAlias = _typing.Literal["class_1_f1"]  # noqa: Y015
+    _WhichOneofArgType__class_1_f1: _TypeAlias = _typing.Literal["_class_1_f1", b"_class_1_f1"]  # noqa: Y015
+    _WhichOneofReturnType__class_1_precision: _TypeAlias = _typing.Literal["class_1_precision"]  # noqa: Y015
+    _WhichOneofArgType__class_1_precision: _TypeAlias = _typing.Literal["_class_1_precision", b"_class_1_precision"]  # noqa: Y015
+    _WhichOneofReturnType__class_1_recall: _TypeAlias = _typing.Literal["class_1_recall"]  # noqa: Y015
+    _WhichOneofArgType__class_1_recall: _TypeAlias = _typing.Literal["_class_1_recall", b"_class_1_recall"]  # noqa: Y015
+    _WhichOneofReturnType__f1: _TypeAlias = _typing.Literal["f1"]  # noqa: Y015
+    _WhichOneofArgType__f1: _TypeAlias = _typing.Literal["_f1", b"_f1"]  # noqa: Y015
+    _WhichOneofReturnType__log_loss: _TypeAlias = _typing.Literal["log_loss"]  # noqa: Y015
+    _WhichOneofArgType__log_loss: _TypeAlias = _typing.Literal["_log_loss", b"_log_loss"]  # noqa: Y015
+    _WhichOneofReturnType__mean_absolute_error: _TypeAlias = _typing.Literal["mean_absolute_error"]  # noqa: Y015
+    _WhichOneofArgType__mean_absolute_error: _TypeAlias = _typing.Literal["_mean_absolute_error", b"_mean_absolute_error"]  # noqa: Y015
+    _WhichOneofReturnType__mean_squared_error: _TypeAlias = _typing.Literal["mean_squared_error"]  # noqa: Y015
+    _WhichOneofArgType__mean_squared_error: _TypeAlias = _typing.Literal["_mean_squared_error", b"_mean_squared_error"]  # noqa: Y015
+    _WhichOneofReturnType__perplexity: _TypeAlias = _typing.Literal["perplexity"]  # noqa: Y015
+    _WhichOneofArgType__perplexity: _TypeAlias = _typing.Literal["_perplexity", b"_perplexity"]  # noqa: Y015
+    _WhichOneofReturnType__precision: _TypeAlias = _typing.Literal["precision"]  # noqa: Y015
+    _WhichOneofArgType__precision: _TypeAlias = _typing.Literal["_precision", b"_precision"]  # noqa: Y015
+    _WhichOneofReturnType__r2: _TypeAlias = _typing.Literal["r2"]  # noqa: Y015
+    _WhichOneofArgType__r2: _TypeAlias = _typing.Literal["_r2", b"_r2"]  # noqa: Y015
+    _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
+    _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015
+    _WhichOneofReturnType__top_5_accuracy: _TypeAlias = _typing.Literal["top_5_accuracy"]  # noqa: Y015
+    _WhichOneofArgType__top_5_accuracy: _TypeAlias = _typing.Literal["_top_5_accuracy", b"_top_5_accuracy"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__auc) -> _WhichOneofReturnType__auc | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__class_1_f1) -> _WhichOneofReturnType__class_1_f1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__class_1_precision) -> _WhichOneofReturnType__class_1_precision | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__class_1_recall) -> _WhichOneofReturnType__class_1_recall | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__f1) -> _WhichOneofReturnType__f1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__log_loss) -> _WhichOneofReturnType__log_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_absolute_error) -> _WhichOneofReturnType__mean_absolute_error | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_squared_error) -> _WhichOneofReturnType__mean_squared_error | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__perplexity) -> _WhichOneofReturnType__perplexity | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__precision) -> _WhichOneofReturnType__precision | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__r2) -> _WhichOneofReturnType__r2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recall) -> _WhichOneofReturnType__recall | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_5_accuracy) -> _WhichOneofReturnType__top_5_accuracy | None: ...
+
+Global___ValidationMetrics: _TypeAlias = ValidationMetrics  # noqa: Y015
+
+@_typing.final
+class ClassMetrics(_message.Message):
+    """One class in the last evaluation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SUPPORT_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    CORRECT_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    F1_FIELD_NUMBER: _builtins.int
+    label: _builtins.int
+    """Its label."""
+    name: _builtins.str
+    """Its name, where classes have names."""
+    support: _builtins.int
+    """Labels of it."""
+    predicted: _builtins.int
+    """How often it was predicted."""
+    correct: _builtins.int
+    """How often rightly."""
+    precision: _builtins.float
+    """correct / predicted; not set where it was never predicted."""
+    recall: _builtins.float
+    """correct / support; not set where no label is of it."""
+    f1: _builtins.float
+    """2 correct / (support + predicted); not set where both are 0."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.int = ...,
+        name: _builtins.str = ...,
+        support: _builtins.int = ...,
+        predicted: _builtins.int = ...,
+        correct: _builtins.int = ...,
+        precision: _builtins.float | None = ...,
+        recall: _builtins.float | None = ...,
+        f1: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_precision", b"_precision", "_recall", b"_recall", "f1", b"f1", "precision", b"precision", "recall", b"recall"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_precision", b"_precision", "_recall", b"_recall", "correct", b"correct", "f1", b"f1", "label", b"label", "name", b"name", "precision", b"precision", "predicted", b"predicted", "recall", b"recall", "support", b"support"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__f1: _TypeAlias = _typing.Literal["f1"]  # noqa: Y015
+    _WhichOneofArgType__f1: _TypeAlias = _typing.Literal["_f1", b"_f1"]  # noqa: Y015
+    _WhichOneofReturnType__precision: _TypeAlias = _typing.Literal["precision"]  # noqa: Y015
+    _WhichOneofArgType__precision: _TypeAlias = _typing.Literal["_precision", b"_precision"]  # noqa: Y015
+    _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
+    _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__f1) -> _WhichOneofReturnType__f1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__precision) -> _WhichOneofReturnType__precision | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recall) -> _WhichOneofReturnType__recall | None: ...
+
+Global___ClassMetrics: _TypeAlias = ClassMetrics  # noqa: Y015
+
+@_typing.final
 class Result(_message.Message):
     """What a job gave."""
 
@@ -499,6 +697,9 @@ class Result(_message.Message):
     VALIDATION_ACCURACY_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    GRADIENT_CHECK_FIELD_NUMBER: _builtins.int
+    VALIDATION_METRICS_FIELD_NUMBER: _builtins.int
+    VALIDATION_CLASSES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The step of the final checkpoint."""
     weights_sha256: _builtins.str
@@ -515,6 +716,18 @@ class Result(_message.Message):
     def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Checkpoint]:
         """Checkpoints that can be downloaded, in the order of their steps."""
 
+    @_builtins.property
+    def gradient_check(self) -> Global___GradientCheckResult:
+        """What a gradient check found; it has no checkpoints."""
+
+    @_builtins.property
+    def validation_metrics(self) -> Global___ValidationMetrics:
+        """What else the last evaluation found."""
+
+    @_builtins.property
+    def validation_classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassMetrics]:
+        """The first 1,000 classes in the last evaluation, in the order of their labels. The checkpoint's manifest.json has the counts of all."""
+
     def __init__(
         self,
         *,
@@ -525,10 +738,13 @@ class Result(_message.Message):
         validation_accuracy: _builtins.float | None = ...,
         fingerprint: _builtins.str = ...,
         checkpoints: _abc.Iterable[Global___Checkpoint] | None = ...,
+        gradient_check: Global___GradientCheckResult | None = ...,
+        validation_metrics: Global___ValidationMetrics | None = ...,
+        validation_classes: _abc.Iterable[Global___ClassMetrics] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "loss", b"loss", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "gradient_check", b"gradient_check", "loss", b"loss", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "checkpoints", b"checkpoints", "fingerprint", b"fingerprint", "loss", b"loss", "step", b"step", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss", "weights_sha256", b"weights_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "checkpoints", b"checkpoints", "fingerprint", b"fingerprint", "gradient_check", b"gradient_check", "loss", b"loss", "step", b"step", "validation_accuracy", b"validation_accuracy", "validation_classes", b"validation_classes", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
@@ -544,6 +760,108 @@ class Result(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_loss) -> _WhichOneofReturnType__validation_loss | None: ...
 
 Global___Result: _TypeAlias = Result  # noqa: Y015
+
+@_typing.final
+class GradientCheckResult(_message.Message):
+    """The backward pass against central differences in float64, at the initial weights."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSORS_FIELD_NUMBER: _builtins.int
+    WORST_RELATIVE_ERROR_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
+    FLOAT32_TOLERANCE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    worst_relative_error: _builtins.float
+    """The worst relative error of all; NaN where a derivative is not finite."""
+    tolerance: _builtins.float
+    """What it must stay below."""
+    float32_tolerance: _builtins.float
+    """What the deviation of float32 must stay below."""
+    rows: _builtins.int
+    """Rows that the loss was a sum over: the first ones of the first mini-batch."""
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorGradientCheck]:
+        """The learned tensors, in the order in which they were checked."""
+
+    def __init__(
+        self,
+        *,
+        tensors: _abc.Iterable[Global___TensorGradientCheck] | None = ...,
+        worst_relative_error: _builtins.float = ...,
+        tolerance: _builtins.float = ...,
+        float32_tolerance: _builtins.float = ...,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["float32_tolerance", b"float32_tolerance", "rows", b"rows", "tensors", b"tensors", "tolerance", b"tolerance", "worst_relative_error", b"worst_relative_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GradientCheckResult: _TypeAlias = GradientCheckResult  # noqa: Y015
+
+@_typing.final
+class TensorGradientCheck(_message.Message):
+    """One tensor of a gradient check."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    ELEMENTS_FIELD_NUMBER: _builtins.int
+    CHECKED_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    WORST_RELATIVE_ERROR_FIELD_NUMBER: _builtins.int
+    WORST_INDEX_FIELD_NUMBER: _builtins.int
+    BACKWARD_FIELD_NUMBER: _builtins.int
+    NUMERICAL_FIELD_NUMBER: _builtins.int
+    FLOAT32_DEVIATION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"0.dense.weight"."""
+    elements: _builtins.int
+    """Its elements."""
+    checked: _builtins.int
+    """Elements that were compared."""
+    skipped: _builtins.int
+    """Elements that were not: so near a kink of the loss that it has no derivative to compare with."""
+    worst_relative_error: _builtins.float
+    """The largest error of an element over the larger of both derivatives."""
+    backward: _builtins.float
+    """The derivative there by the backward pass, of the sum of the rows' losses."""
+    numerical: _builtins.float
+    """The derivative there by central differences."""
+    float32_deviation: _builtins.float
+    """How far its layer's gradients in float32 are from those in float64, relative to these, in the Euclidean norm."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its public shape."""
+
+    @_builtins.property
+    def worst_index(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Where that is, in the public shape."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        elements: _builtins.int = ...,
+        checked: _builtins.int = ...,
+        skipped: _builtins.int = ...,
+        worst_relative_error: _builtins.float = ...,
+        worst_index: _abc.Iterable[_builtins.int] | None = ...,
+        backward: _builtins.float = ...,
+        numerical: _builtins.float = ...,
+        float32_deviation: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backward", b"backward", "checked", b"checked", "elements", b"elements", "float32_deviation", b"float32_deviation", "name", b"name", "numerical", b"numerical", "shape", b"shape", "skipped", b"skipped", "worst_index", b"worst_index", "worst_relative_error", b"worst_relative_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorGradientCheck: _TypeAlias = TensorGradientCheck  # noqa: Y015
 
 @_typing.final
 class Checkpoint(_message.Message):
@@ -730,7 +1048,7 @@ class Point(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"loss", "learning_rate", "validation_loss", "validation_accuracy"."""
+    """"loss", "learning_rate", "validation_loss", "validation_accuracy", or "validation_" and a field of ValidationMetrics."""
     value: _builtins.float
     """The value; may be NaN or infinite."""
     def __init__(

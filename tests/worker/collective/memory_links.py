@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -16,9 +17,15 @@ class MemoryNetwork:
     """The queues between all pairs of workers, and a count of what crossed."""
 
     def __init__(self) -> None:
-        self.queues: defaultdict[tuple[int, int], queue.Queue[Frame]] = defaultdict(queue.Queue)
+        self._queues: defaultdict[tuple[int, int], queue.Queue[Frame]] = defaultdict(queue.Queue)
+        self._making = threading.Lock()
         self.bytes_sent: defaultdict[int, int] = defaultdict(int)
         self.messages_sent: defaultdict[int, int] = defaultdict(int)
+
+    def queue(self, sender: int, receiver: int) -> queue.Queue[Frame]:
+        """The queue from one worker to another; under a lock, or both ends, each in its thread, might make one of their own."""
+        with self._making:
+            return self._queues[sender, receiver]
 
     def links(self, rank: int) -> MemoryLinks:
         """The links of one worker."""
@@ -34,7 +41,7 @@ class MemoryLinks(Links):
 
     def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         data = b"".join(parts)
-        self._network.queues[self._rank, rank].put((message, step, data))
+        self._network.queue(self._rank, rank).put((message, step, data))
         self._network.bytes_sent[self._rank] += len(data)
         self._network.messages_sent[self._rank] += 1
 
@@ -44,7 +51,7 @@ class MemoryLinks(Links):
     def complete(self, step: int, deadline_s: float, sent: bool, late: Callable[[], None]) -> None:
         for rank, message, at, parts in self._expected:
             try:
-                got, got_step, data = self._network.queues[rank, self._rank].get(timeout=deadline_s)
+                got, got_step, data = self._network.queue(rank, self._rank).get(timeout=deadline_s)
             except queue.Empty:
                 raise PeerError(f"worker {rank} did not reach step {step}", [rank], step) from None
             assert (got, got_step, len(data)) == (message, at, sum(map(len, parts)))

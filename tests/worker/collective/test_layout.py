@@ -8,7 +8,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.collective.layout import NORM_BLOCK, ExchangeLayout, block_borders, chunk_ranges
+from worker.collective.layout import ExchangeLayout, block_borders, chunk_ranges
+from worker.nn.shapes import NORM_BLOCK
 
 
 @given(st.lists(st.integers(1, 3 * NORM_BLOCK), min_size=1, max_size=6), st.integers(1, 64))

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
 from tests.worker.collective.memory_links import MemoryNetwork
+from tests.worker.nn.networks import dense_net
 from worker.collective.barrier import Barrier
 from worker.collective.layout import ExchangeLayout, block_borders
 from worker.collective.links import Links
+from worker.collective.norms import Norms
 from worker.collective.peers import Deadlines
 from worker.collective.plan import NodeMemory, StepSums
 from worker.collective.reduce import Reduction, Update
 from worker.collective.shared_memory import F32, REPORT_FLOATS
+from worker.nn.shapes import parameter_layout
+from worker.nn.update import Update as RealUpdate
+from worker.specs import ClippingRecord, ConstantSchedule, LambRecord, MomentumRecord, OptimizerRecord, PenaltyRecord
 
 DEADLINE_S = 60.0  # threads of one interpreter take turns, and the machine may be busy
 
@@ -29,22 +36,47 @@ def threads_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_yield", lambda: time.sleep(1e-5))
 
 
-class Descent:
-    """w -= rate * g, with the gradients that came kept in a state vector."""
+class OnePass:
+    """Of an update that needs no norms."""
 
     cuts: Sequence[int] = ()
+    learned = sys.maxsize
+    norms: Norms | None = None
 
-    def apply(self, first: int, parameters: F32, gradient: F32, state: Sequence[F32], step: int, learning_rate: float) -> None:
+    def begin(self, number: int) -> None:
+        raise AssertionError(f"there is no pass {number}")
+
+
+class Descent(OnePass):
+    """w -= rate * g, with the gradients that came kept in a state vector."""
+
+    def apply(
+        self,
+        first: int,
+        parameters: F32,
+        gradient: F32,
+        state: Sequence[F32],
+        step: int,
+        learning_rate: float,
+        number: int = 0,
+    ) -> None:
         np.add(state[0], gradient, out=state[0])
         np.subtract(parameters, np.float32(learning_rate) * gradient, out=parameters)
 
 
-class Keep:
+class Keep(OnePass):
     """Keeps the gradient as it came."""
 
-    cuts: Sequence[int] = ()
-
-    def apply(self, first: int, parameters: F32, gradient: F32, state: Sequence[F32], step: int, learning_rate: float) -> None:
+    def apply(
+        self,
+        first: int,
+        parameters: F32,
+        gradient: F32,
+        state: Sequence[F32],
+        step: int,
+        learning_rate: float,
+        number: int = 0,
+    ) -> None:
         np.copyto(state[0], gradient)
 
 
@@ -69,9 +101,20 @@ class PlainWords:
 class Group:
     """Workers as threads; a node's memory is plain arrays."""
 
-    def __init__(self, nodes: Sequence[str], shards: int, size: int, update: Update | None = None) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[str],
+        shards: int,
+        size: int,
+        make: Callable[[], Update] = Descent,
+        tensors: Sequence[tuple[int, int]] = (),
+        vectors: int = 1,
+    ) -> None:
         self.nodes, self.shards = list(nodes), shards
-        self.layout = ExchangeLayout(block_borders([(0, size)], size), shards, nodes)
+        self.layout = ExchangeLayout(block_borders(tensors or [(0, size)], size), shards, nodes)
+        updates = [make() for _ in nodes]
+        norms = updates[0].norms
+        sums = {node: tuple(np.zeros((rows, norms.blocks)) for rows in norms.rows) if norms else () for node in nodes}
         self.network = MemoryNetwork()
         self.parameters = {node: np.zeros(size, np.float32) for node in self.layout.members}
         self.gradients, self.reports, words = {}, {}, {}
@@ -80,7 +123,10 @@ class Group:
             self.gradients[rank] = np.zeros((subtrees, size), np.float32)
             self.reports[rank] = np.zeros(REPORT_FLOATS)
             words[rank] = PlainWords()
-        self.states = {rank: (np.zeros(end - first, np.float32),) for rank, (first, end) in enumerate(self.layout.chunks)}
+        self.states = {
+            rank: tuple(np.zeros(end - first, np.float32) for _ in range(vectors))
+            for rank, (first, end) in enumerate(self.layout.chunks)
+        }
         self.reductions = []
         for rank, node in enumerate(nodes):
             members = self.layout.members[node]
@@ -91,10 +137,11 @@ class Group:
                 {m: self.gradients[m] for m in members},
                 {m: self.reports[m] for m in members},
                 self.states[rank],
+                sums[node],
             )
             links: Links = self.network.links(rank)
             deadlines = Deadlines(DEADLINE_S, DEADLINE_S)
-            self.reductions.append(Reduction(self.layout, rank, memory, barrier, links, update or Descent(), deadlines))
+            self.reductions.append(Reduction(self.layout, rank, memory, barrier, links, updates[rank], deadlines))
 
     def step(self, step: int, filled: int, shards: list[F32], losses: list[float], finite: Sequence[bool]) -> list[StepSums]:
         """One step on all workers, whose shards have these gradients."""
@@ -102,15 +149,15 @@ class Group:
         errors: list[BaseException] = []
 
         def run(rank: int) -> None:
-            loss_sums, denominators = [], []
+            sums: tuple[list[float], list[float]] = [], []
             for index, (first, end) in enumerate(self.layout.worker_subtrees(rank, filled)):
                 vector = plain_sum(first, end, shards, filled)
                 assert vector is not None
                 self.gradients[rank][index] = vector
-                loss_sums.append(sum(losses[first : min(end, filled)]))
-                denominators.append(float(min(end, filled) - first))
+                sums[0].append(math.fsum(losses[first : min(end, filled)]))
+                sums[1].append(float(min(end, filled) - first))
             try:
-                results[rank] = self.reductions[rank].step(filled, step, 0.5, finite[rank], loss_sums, denominators)
+                results[rank] = self.reductions[rank].step(filled, 10 * filled, step, 0.5, finite[rank], *sums)
             except BaseException as error:
                 errors.append(error)
 
@@ -159,6 +206,20 @@ def test_parameters_and_state_are_those_of_the_plain_tree_sum(seed: int, workers
     assert np.concatenate([group.states[rank][0] for rank in range(workers)]).tobytes() == state.tobytes()
 
 
+@pytest.mark.parametrize("nodes", ["aab", "abb", "aabb", "abbb", "aba", "abab", "aaabc", "abc"])
+def test_any_number_of_shards_with_rows_gives_the_plain_tree_sum(nodes: str) -> None:
+    """Also where a single worker of a node has rows, whose sum stands for a subtree that the node would else add up."""
+    shards, size = 8, 5 * 4096
+    group, draw = Group(list(nodes), shards, size, Keep), np.random.default_rng(2)
+    for filled in range(1, shards + 1):
+        gradients = [draw.normal(size=size).astype(np.float32) for _ in range(shards)]
+        group.step(filled, filled, gradients, [0.0] * shards, [True] * len(nodes))
+        total = plain_sum(0, shards, gradients, filled)
+        assert total is not None
+        kept = np.concatenate([group.states[rank][0] for rank in range(len(nodes))])
+        assert kept.tobytes() == (total / np.float32(filled)).tobytes(), filled
+
+
 def test_blocks_longer_than_the_cache_give_the_same_bits() -> None:
     size, draw = 3 * 65536 + 16 * 77, np.random.default_rng(1)
     group = Group(["a", "a", "b"], 5, size)
@@ -183,7 +244,7 @@ def test_one_flag_keeps_every_worker_from_the_update(nodes: list[str], victim: i
 
 
 def test_negative_zero_survives_an_empty_shard() -> None:
-    group = Group(["a", "b"], 4, 16, Keep())
+    group = Group(["a", "b"], 4, 16, Keep)
     group.step(1, 1, [np.full(16, -0.0, np.float32)] * 4, [0.0] * 4, [True, True])
     assert np.signbit(np.concatenate([state for (state,) in group.states.values()])).all()
 
@@ -199,8 +260,107 @@ def test_each_vector_and_each_parameter_crosses_once() -> None:
         assert group.network.messages_sent[rank] == 2
 
 
+def test_the_sums_of_state_are_divided_by_rows() -> None:
+    """By the rows of the batch, 10 for each shard here, and not by the denominator."""
+
+    class Halves(Keep):
+        cuts = (32,)
+        learned = 32
+
+    group = Group(["a", "a", "b"], 4, 64, Halves)
+    group.step(1, 4, [np.full(64, 3, np.float32)] * 4, [0.0] * 4, [True] * 3)
+    kept = np.concatenate([group.states[rank][0] for rank in range(3)])
+    assert kept.tolist() == [3.0] * 32 + [np.float32(12 / 40)] * 32
+
+
 def test_a_missing_worker_is_named() -> None:
     group = Group(["a", "b"], 2, 16)
     group.reductions[0]._deadlines.seconds = 0.05
     with pytest.raises(Exception, match="worker 1 did not reach step 7"):
-        group.reductions[0].step(2, 7, 0.1, True, [0.0], [1.0])
+        group.reductions[0].step(2, 2, 7, 0.1, True, [0.0], [1.0])
+
+
+# Weights of 9,600, 30,000 and 800 floats, their biases, and gaps; the blocks of a norm are 4,096 floats at most.
+LAYOUT = parameter_layout(dense_net([100, 300, 4], inputs=(96,)))
+TENSORS = [(entry.offset, entry.offset + entry.size) for entry in LAYOUT.entries]
+LAMB = LambRecord(0.5, 0.9, 0.99, 1e-6, 0.1, ConstantSchedule())
+MOMENTUM = MomentumRecord(0.5, 0.9, ConstantSchedule())
+
+
+def drawn(seed: int) -> F32:
+    """A vector with zeros in its gaps."""
+    vector, draw = np.zeros(LAYOUT.size, np.float32), np.random.default_rng(seed)
+    for first, end in TENSORS:
+        vector[first:end] = draw.normal(size=end - first)
+    return vector
+
+
+def three_steps(nodes: Sequence[str], record: OptimizerRecord, clipping: ClippingRecord) -> tuple[Group, bytes]:
+    """A group after three steps, one of them with empty shards, and all its bits."""
+
+    def make() -> RealUpdate:
+        return RealUpdate(record, PenaltyRecord(0.01, 0.02), LAYOUT, clipping)
+
+    group = Group(nodes, 5, LAYOUT.size, make, TENSORS, len(record.state_names))
+    for node in group.parameters.values():
+        node[:] = drawn(99)
+    for step, filled in enumerate((5, 5, 2), start=1):
+        gradients = [drawn(10 * step + shard) for shard in range(5)]
+        results = group.step(step, filled, gradients, [1.0] * 5, [True] * len(nodes))
+        assert all(result.finite for result in results)
+    # A difference in the last bit of a float64 norm seldom shows in the float32 parameters: its sums are compared as well.
+    shared = {
+        group.parameters[node].tobytes() + b"".join(sums.tobytes() for sums in reduction._memory.norms)
+        for node, reduction in zip(nodes, group.reductions, strict=True)
+    }
+    assert len(shared) == 1
+    states = [np.concatenate(chunks) for chunks in zip(*(group.states[rank] for rank in range(len(nodes))), strict=True)]
+    return group, shared.pop() + b"".join(state.tobytes() for state in states)
+
+
+@pytest.mark.parametrize(
+    ("record", "clipping", "passes"),
+    [
+        (MOMENTUM, ClippingRecord(value=0.5), 1),
+        (MOMENTUM, ClippingRecord(global_norm=2.0), 2),
+        (LAMB, ClippingRecord(value=0.5), 2),
+        (LAMB, ClippingRecord(global_norm=2.0), 3),
+    ],
+)
+def test_norms_give_the_same_bits_on_any_number_of_workers_and_nodes(
+    record: OptimizerRecord, clipping: ClippingRecord, passes: int
+) -> None:
+    found = set()
+    for nodes in ("a", "aa", "ab", "aab", "aba", "abc", "abbb", "aaaaa", "aabbc", "abcab"):
+        group, bits = three_steps(nodes, record, clipping)
+        found.add(bits)
+        many = len(set(nodes)) > 1
+        for reduction in group.reductions:
+            assert reduction._barrier._phase == 3 * (1 + passes)  # one more barrier for each pass
+        if many and len(nodes) == len(set(nodes)):  # to each other node: sums, norms of each pass, parameters
+            assert set(group.network.messages_sent.values()) == {3 * (len(nodes) - 1) * (1 + passes)}
+    assert len(found) == 1
+
+
+def test_sums_by_rank_would_give_other_bits() -> None:
+    found = set()
+    for workers in range(1, 6):
+        group, _ = three_steps("a" * workers, MOMENTUM, ClippingRecord(global_norm=2.0))
+        (sums,) = group.reductions[0]._memory.norms
+        norms = group.reductions[0]._update.norms
+        assert norms is not None and sums.all()
+        by_rank = [float(np.add.reduce(sums[0, slice(*norms.range_of(*chunk))])) for chunk in group.layout.chunks]
+        found.add(sum(by_rank))
+    assert len(found) > 1
+
+
+def test_one_flag_keeps_every_worker_from_every_pass() -> None:
+    def make() -> RealUpdate:
+        return RealUpdate(LAMB, PenaltyRecord(0, 0), LAYOUT, ClippingRecord(global_norm=1.0))
+
+    group = Group("aab", 4, LAYOUT.size, make, TENSORS, 2)
+    results = group.step(1, 4, [drawn(1)] * 4, [1.0] * 4, [True, False, True])
+    assert not any(result.finite for result in results)
+    assert not any(vector.any() for vectors in group.states.values() for vector in vectors)
+    assert all(result.finite for result in group.step(2, 4, [drawn(1)] * 4, [1.0] * 4, [True] * 3))
+    assert all(node.any() for node in group.parameters.values())

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from .conftest import Reading
 
@@ -87,3 +88,12 @@ def test_the_process_is_confined() -> None:
     assert all(hard != resource.RLIM_INFINITY for _, hard in seen["limits"].values())
     assert seen["limits"]["RLIMIT_CORE"] == [0, 0]
     assert seen["interfaces"] in (["lo"], [name for _, name in socket.if_nameindex()])
+
+
+@pytest.mark.parametrize(
+    ("values", "largest"),
+    [([[0, 3], [7, 2]], 7), ([[0.0, 3.0], [7.0, 2.0]], 7), ([[0, 3], [7, 2.5]], None), ([[0, 3], [-1, 2]], None)],
+)
+def test_the_largest_index_is_that_of_whole_numbers(reading: Reading, values: list[list[float]], largest: int | None) -> None:
+    document, _ = reading.arrays(x=np.array(values), y=np.array([0, 1]))
+    assert document["largest_index"] == largest

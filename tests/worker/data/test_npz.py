@@ -15,7 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from worker.data import npz_archive
+from worker.data.columns import open_columns
 from worker.data.dataset_writer import dataset_digest
+from worker.rows import RowSource
 
 from .conftest import Reading
 
@@ -66,8 +68,73 @@ def test_the_digest_is_that_of_the_values(reading: Reading, shape: tuple[int, ..
 def test_numbers_to_predict(reading: Reading) -> None:
     one, folder = reading.arrays(x=X, y=np.linspace(0, 1, 6))
     assert one["target"] == {"numbers": {"width": 1}} and np.load(folder / "y.npy").shape == (6, 1)
-    three, folder = reading.arrays(x=X, y=np.arange(18).reshape(6, 3))
+    three, folder = reading.arrays(x=X, y=np.arange(18.0).reshape(6, 3))
     assert three["target"] == {"numbers": {"width": 3}} and np.load(folder / "y.npy").dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["u1", ">i2", "i8", "u8", "?"])
+def test_whole_numbers_at_positions_are_labels_of_them(reading: Reading, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npz_archive, "BLOCK_VALUES", 7)
+    y = (np.arange(18).reshape(6, 3) % 2).astype(dtype)
+    dataset, folder = reading.arrays(x=X, y=np.asfortranarray(y))
+    assert dataset["target"] == {"classes": {"count": 2, "names": [], "rows": [9, 9], "positions": 3}}
+    stored = np.load(folder / "y.npy")
+    assert stored.dtype == np.int64 and np.array_equal(stored, y)
+    columns = open_columns(folder)
+    assert np.array_equal(columns.y, y) and dataset["warnings"] == []
+
+
+@pytest.mark.parametrize("nothing", [-1, -100])
+def test_positions_without_a_label_and_labels_that_do_not_occur(reading: Reading, nothing: int) -> None:
+    y = np.array([[0, 1, 5], [nothing, 1, nothing], [5, 5, 5]] * 2)
+    dataset, folder = reading.arrays(x=X, y=y)
+    target = {"count": 6, "names": [], "rows": [2, 4, 0, 0, 0, 8], "positions": 3, "no_label": nothing}
+    assert dataset["target"] == {"classes": target} and np.array_equal(np.load(folder / "y.npy"), y)
+    assert dataset["warnings"] == ["array y: 3 of the labels 0 to 5 stand at no position"]
+
+
+def test_labels_of_positions_that_cannot_be_are_refused(reading: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npz_archive, "BLOCK_VALUES", 6)
+    y = np.arange(18).reshape(6, 3) % 2
+
+    def violation(*changes: tuple[int, int, int]) -> tuple[str, str, str]:
+        wrong = y.copy()
+        for row, position, label in changes:
+            wrong[row, position] = label
+        (found,) = reading.refused(lambda: reading.arrays(x=X, y=wrong))
+        assert found.remedy.endswith("if these are numbers to predict") or found.reason not in (
+            "LABELS_NEGATIVE",
+            "TOO_MANY_CLASSES",
+        )
+        return found.place, found.value, found.reason
+
+    assert violation((4, 1, -2), (5, 1, -7)) == ("array y, position 1", "-2 in rows 4, 5", "LABELS_NEGATIVE")
+    assert violation((0, 0, -1), (1, 0, -100)) == ("array y", "-1 and -100 among the labels", "LABELS_MIXED")
+    assert violation((3, 2, 65_536)) == ("array y", "the label 65536", "TOO_MANY_CLASSES")
+    for labels, value, reason in [(-1, "-1 at every position", "NO_LABELS"), (3, "the label 3 at every position", "ONE_CLASS")]:
+        (found,) = reading.refused(lambda labels=labels: reading.arrays(x=X, y=np.full((6, 2), labels)))  # type: ignore[misc]
+        assert (found.value, found.reason) == (value, reason)
+
+
+@pytest.mark.parametrize("dtype", ["i4", "u8", "i8"])
+def test_whole_numbers_as_inputs_are_kept_exactly_below_2_to_the_24(reading: Reading, dtype: str) -> None:
+    tokens = np.array([[0, 1, 2**24 - 1], [2**24 - 2, 2**23 + 1, 7]], dtype)
+    dataset, folder = reading.arrays(x=tokens, y=np.array([[0, 1, 2], [3, 4, 5]]))
+    assert dataset["input_shape"] == [3] and dataset["warnings"] == []
+    stored = np.load(folder / "x.npy")
+    assert stored.dtype == np.float32 and np.array_equal(stored.astype(np.int64), tokens)
+    # Workers see them as they are, unless the job asks for standardization.
+    source = RowSource(open_columns(folder), None)
+    x, y = source.buffers(2)
+    source.gather(np.array([1, 0]), x, y)
+    assert np.array_equal(x, tokens[::-1]) and y.tolist() == [[3, 4, 5], [0, 1, 2]]
+
+
+def test_whole_numbers_that_are_rounded_are_a_warning(reading: Reading) -> None:
+    dataset, _ = reading.arrays(x=np.array([[2**24, 1], [2**24 + 1, 2], [5, 3]]), y=np.array([0, 1, 1]))
+    assert dataset["warnings"] == [
+        "array x: whole numbers up to 16777217 are kept as float32, which holds those up to 16777216 exactly"
+    ]
 
 
 def test_whole_numbers_of_a_real_dtype_are_numbers_with_a_warning(reading: Reading) -> None:

@@ -20,6 +20,7 @@ NO_CALLS = {
     "np.int64",
     "np.uint64",
     "np.uint8",
+    "np.uint16",
     "np.may_share_memory",
 }
 

@@ -80,6 +80,15 @@ def test_labels_at_each_position() -> None:
         "model.layers[0].dense: got an output of shape (5,); "
         "the dataset has a label at each of 6 positions; the last layer must give rows of shape (6, outputs)"
     )
+    ignoring = SoftmaxCrossEntropyRecord(ignored_label=-100)
+    assert check_against_dataset(per_position(5), ignoring, classes=5, positions=6, no_label=-100) == []
+    assert check_against_dataset(per_position(5), ignoring, classes=5, positions=6) == []
+    for record, got in [(CROSS_ENTROPY, "none"), (SoftmaxCrossEntropyRecord(ignored_label=0), "0")]:
+        (refused,) = check_against_dataset(per_position(5), record, classes=5, positions=6, no_label=-100)
+        assert str(refused) == (
+            f"loss.softmax_cross_entropy.ignored_label: got {got}; "
+            "the dataset has -100 at positions without a label; set ignored_label to -100"
+        )
     for loss in [BINARY, *OF_NUMBERS]:
         (refused,) = check_against_dataset(per_position(5), loss, classes=2, positions=6)
         assert (refused.place, refused.reason) == (f"loss.{loss.kind}", "LOSS_DOES_NOT_FIT")

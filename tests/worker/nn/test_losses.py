@@ -300,21 +300,9 @@ def test_targets_and_layouts() -> None:
         assert loss.layout is layout
 
 
-def test_correct_counts_the_first_largest_output() -> None:
-    z = np.array([[[1.0, 5.0, 2.0], [1.0, 0.0, 3.0]]], np.float32)
-    loss = build_loss(CROSS_ENTROPY, 1, 3, (2,), F32)
-    assert loss.correct(z, np.array([[0, 0, 0]]), 3) == 2
-    assert loss.correct(z, np.array([[1, 0, 1]]), 3) == 2
-    assert loss.correct(z, np.array([[1, 0, 1]]), 2) == 1
-    ignoring = build_loss(SoftmaxCrossEntropyRecord(ignored_label=0), 1, 3, (2,), F32)
-    assert ignoring.correct(z, np.array([[0, 0, 1]]), 3) == 1
-
-
-def test_correct_counts_positions_and_signs() -> None:
-    z = np.array([[[[1.0, 2.0], [3.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]]], np.float32)
-    loss = build_loss(CROSS_ENTROPY, 1, 2, (2, 2), F32)
-    assert loss.correct(z, np.array([[[1, 0], [1, 0]]]), 2) == 3
-    assert loss.correct(z, np.array([[[1, 0], [1, 0]]]), 1) == 2
-    binary = build_loss(BINARY, 1, 3, (1,), F32)
-    assert binary.correct(np.array([[[2.0, -1.0, 1.0]]], np.float32), np.array([[1, 0, 0]]), 3) == 2
-    assert build_loss(SQUARES, 1, 3, (1,), F32).correct(np.zeros((1, 1, 3), np.float32), np.zeros((1, 3, 1)), 3) == 0
+def test_a_check_refuses_what_forward_refuses() -> None:
+    softmax, binary = build_loss(CROSS_ENTROPY, 1, 2, (3,), F32), build_loss(BINARY, 1, 2, (1,), F32)
+    for loss, wrong in ((softmax, [[0, 3]]), (softmax, [[-1, 0]]), (binary, [[0, 2]])):
+        loss.check(np.array([[0, 1]]))
+        with pytest.raises(UserError, match="label"):
+            loss.check(np.array(wrong))

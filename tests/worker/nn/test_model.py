@@ -160,20 +160,20 @@ def test_prediction_is_the_formula() -> None:
 def test_evaluation_agrees_with_prediction(rows: int) -> None:
     net = model(seed=2)
     x, y = draw(1, rows)
-    loss_sum, denominator, correct = net.evaluate_block(x[0], y[0])
+    sums = net.evaluate_block(x[0], y[0], net.new_counts())
     z = net.predict(x[0]).astype(np.float64)
     expected = (np.log(np.exp(z).sum(axis=1)) - z[np.arange(rows), y[0]]).sum()
-    assert loss_sum == pytest.approx(expected, rel=1e-5)
-    assert denominator == rows
-    assert correct == (z.argmax(axis=1) == y[0]).sum()
+    assert sums.loss_sum == sums.log_loss_sum == pytest.approx(expected, rel=1e-5)
+    assert (sums.denominator, sums.rows, sums.labels, sums.numbers) == (rows, rows, rows, 0)
+    assert sums.correct == (z.argmax(axis=1) == y[0]).sum()
 
 
 def test_evaluation_of_numbers() -> None:
     net = model(loss=SQUARES, seed=2)
     x, y = draw(1, 20, SQUARES)
-    loss_sum, denominator, correct = net.evaluate_block(x[0], y[0])
-    assert loss_sum == pytest.approx(((net.predict(x[0]) - y[0]) ** 2).mean(axis=1).sum(), rel=1e-5)
-    assert (denominator, correct) == (20.0, 0)
+    sums = net.evaluate_block(x[0], y[0], net.new_counts())
+    assert sums.loss_sum == pytest.approx(((net.predict(x[0]) - y[0]) ** 2).mean(axis=1).sum(), rel=1e-5)
+    assert (sums.denominator, sums.rows, sums.labels, sums.numbers) == (20.0, 20, 0, 100)
 
 
 # Wrong input

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.contract.errors import InternalError
-from worker.nn.optimizers import build_optimizer
+from worker.nn.optimizers import Lamb, build_optimizer
 from worker.nn.schedules import learning_rate
 from worker.nn.shapes import BLOCK_FLOATS
 from worker.specs import (
@@ -18,6 +18,7 @@ from worker.specs import (
     AdamRecord,
     AdamWRecord,
     ConstantSchedule,
+    LambRecord,
     MomentumRecord,
     NesterovRecord,
     OptimizerRecord,
@@ -26,6 +27,7 @@ from worker.specs import (
 )
 
 CONSTANT = ConstantSchedule()
+LAMB = LambRecord(0.1, 0.9, 0.99, 1e-6, 0.3, CONSTANT)
 ADAMW = AdamWRecord(0.1, 0.9, 0.99, 1e-8, 0.3, CONSTANT)
 RECORDS: list[OptimizerRecord] = [
     SgdRecord(0.1, CONSTANT),
@@ -129,6 +131,26 @@ def test_adamw_decays_weights_apart_from_the_gradient_and_biases_not() -> None:
     np.testing.assert_allclose(after, adam(gradients, w, 0), rtol=1e-10)
 
 
+@pytest.mark.parametrize("decay", [0.3, 0.0])
+def test_lambs_direction_takes_the_gradients_place_and_the_parameters_wait_for_the_move(decay: float) -> None:
+    rng = np.random.default_rng(4)
+    optimizer = build_optimizer(LAMB, np.float64)
+    assert isinstance(optimizer, Lamb)
+    w, state = rng.normal(size=50), [np.zeros(50), np.zeros(50)]
+    gradients: list[np.ndarray] = []
+    for step in range(1, 6):
+        gradients.append(rng.normal(size=50))
+        u, before = gradients[-1].copy(), w.copy()
+        optimizer.apply(w, u, state, step, 0.1, decays=decay > 0)
+        assert (w == before).all()
+        m = sum(0.1 * 0.9 ** (step - 1 - i) * g for i, g in enumerate(gradients)) / (1 - 0.9**step)
+        v = sum(0.01 * 0.99 ** (step - 1 - i) * g**2 for i, g in enumerate(gradients)) / (1 - 0.99**step)
+        direction = m / (np.sqrt(v) + 1e-6) + decay * w
+        np.testing.assert_allclose(u, direction, rtol=1e-10)
+        optimizer.move(w, u, 0.07)
+        np.testing.assert_allclose(w, before - 0.07 * direction, rtol=1e-10)
+
+
 @settings(max_examples=40, deadline=None)
 @given(record=st.sampled_from(RECORDS), cuts=st.lists(st.integers(0, 2 * BLOCK_FLOATS), max_size=4))
 def test_any_cut_gives_the_same_bits(record: OptimizerRecord, cuts: list[int]) -> None:
@@ -146,7 +168,7 @@ def test_any_cut_gives_the_same_bits(record: OptimizerRecord, cuts: list[int]) -
     assert g.tobytes() == kept.tobytes()
 
 
-@pytest.mark.parametrize("record", RECORDS)
+@pytest.mark.parametrize("record", [*RECORDS, LAMB])
 def test_no_array_is_allocated_after_the_first_call(record: OptimizerRecord) -> None:
     size = 2 * BLOCK_FLOATS
     optimizer = build_optimizer(record)

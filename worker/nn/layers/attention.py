@@ -40,8 +40,8 @@ class Attention(Layer):
     [q k v] = x Wp + bp.
 
     Each of H heads has HD = D / H columns of q, of k and of v. `causal`: a query sees no key behind it. With a padding index,
-    `mask_SRL` (0 for keys that are seen, else HIDDEN) is added to the scores; whoever runs the network fills it right before
-    `forward`. A query that sees no key gets zeros for c.
+    none sees a key at whose position the network's input is that index: `mask_SRL`, 0 or there HIDDEN, is added to the scores.
+    A query that sees no key gets zeros for c.
 
     Shapes: x, y (S, R, L, D) as (S, N, D), N = R L; Wp (D, 3D), bp (3D,), Wo (D, D), bo (D,); a (B, H, keys, queries), B = S R:
     what is taken over the keys runs down the rows.
@@ -65,7 +65,10 @@ class Attention(Layer):
         self.c_SND = memory.kept((shards, self.positions, width))
         self.y = memory.output(self.output_shape)
         self.y_SND = self.y.reshape(shards, self.positions, width)
-        self.mask_SRL = memory.kept((shards, rows, length)) if record.padding_index is not None else None
+        self.looks = record.padding_index is not None
+        self.mask_SRL = memory.forward_scratch((shards, rows, length)) if self.looks else None
+        self.is_padding_SRL = memory.forward_scratch((shards, rows, length), np.dtype(bool)) if self.looks else None
+        self.padding, self.hidden = np.array(record.padding_index or 0, dtype), np.array(HIDDEN, dtype)
         self.causal = causal_mask(length, dtype) if record.causal else None
         self.scale = np.array(1 / math.sqrt(width // heads), dtype)
         self.lowest, self.one = np.array(HIDDEN / 10, dtype), np.array(1, dtype)
@@ -120,6 +123,12 @@ class Attention(Layer):
         self.dx = memory.input_gradient(self.input_shape)
         self.dx_SND = self.dx.reshape(shards, self.positions, self.width)
         return self.dx
+
+    def look(self, network_input: Array) -> None:
+        assert self.mask_SRL is not None and self.is_padding_SRL is not None
+        np.equal(network_input, self.padding, out=self.is_padding_SRL)
+        np.copyto(self.mask_SRL, self.is_padding_SRL)
+        np.multiply(self.mask_SRL, self.hidden, out=self.mask_SRL)
 
     def forward(self, x: Array, streams: Streams | None) -> Array:
         self.check(x)

@@ -66,9 +66,11 @@ class BatchNorm(Layer):
             self.scratch = memory.forward_scratch(self.largest)
         else:
             self.y = setting.x if in_place else memory.output(self.output_shape)
-            self.r_SC = memory.forward_scratch((1, self.channels))
+            self.r_SC = memory.forward_scratch((self.most, self.channels))
         self.y_SPCR = self.y.reshape(self.folded)
-        self.factors = memory.forward_scratch((3, self.most, 1, self.channels, self.rows))
+        # What is multiplied and added, spread out to a piece: NumPy would do so itself, into memory that it allocates.
+        self.factors = memory.forward_scratch((3, *self.spread))
+        self.w_SC, self.scaled_SC = memory.forward_scratch((2, self.most, self.channels))
         self.ones_R = memory.constant((self.rows,), 1)
         self.zeros = memory.constant(self.largest, 0) if self.rectified else None
         self.w_C, self.b_C = setting.parameters["scale"], setting.parameters["shift"]
@@ -88,6 +90,7 @@ class BatchNorm(Layer):
         if self.most > 1:
             most_positions, most_channels = positions, channels
         self.largest = (self.most, most_positions, most_channels, rows)
+        self.spread = (self.most, most_positions, channels, rows)
         self.groups = []
         for group in groups:
             count = group.stop - group.start
@@ -102,15 +105,17 @@ class BatchNorm(Layer):
         setting, memory = self.setting, self.setting.memory
         assert setting.gradients is not None
         self.dw_SC, self.db_SC = setting.gradients["scale"], setting.gradients["shift"]
+        # The gradients of shards do not lie side by side: sums are formed here and then copied.
+        self.dw_own_SC, self.db_own_SC = memory.backward_scratch((2, setting.shards, self.channels))
         self.dmean_SC, self.dvariance_SC = setting.gradients["running_mean"], setting.gradients["running_variance"]
         # From sums over a shard to R times the mean, and R times the unbiased variance.
         self.mean_weight = self._number(self.rows)
         self.variance_weight = self._number(self.rows / (self.numbers - 1))
         self.minus_share = self._number(-1 / self.numbers)
         self.backward_sums = memory.backward_scratch((2, self.most, self.positions, self.channels))
-        self.backward_factors = memory.backward_scratch((3, self.most, 1, self.channels, self.rows))
+        self.backward_factors = memory.backward_scratch((3, *self.spread))
         self.backward_scratch = memory.backward_scratch(self.largest)
-        self.t_SC = memory.backward_scratch((self.most, self.channels))
+        self.t_SC, self.a_SC, self.b_SC = memory.backward_scratch((3, self.most, self.channels))
         if self.rectified:
             # Seen as integers of the same width, y is 0 where the rectifier was closed and above 0 where it was open.
             self.integers = np.dtype(f"i{setting.dtype.itemsize}")
@@ -131,7 +136,8 @@ class BatchNorm(Layer):
         if not self.setting.training:
             self._evaluate(x_SPCR)
             return self.y
-        w, b, mean = self.factors
+        self._spread_parameters()
+        mean = self.factors[2]
         for group in self.groups:
             count, at = group.count, group.shards
             own, centred = x_SPCR[at], self.centred[at]
@@ -143,59 +149,72 @@ class BatchNorm(Layer):
             np.copyto(mean[:count], mean_C[:, None, :, None])
             for piece, within in group.pieces:
                 x_piece, t = centred[piece], self.scratch[within]
-                np.subtract(own[piece], mean[within[0], :, piece[2]], out=x_piece)
+                np.subtract(own[piece], mean[self._part(piece, within)], out=x_piece)
                 np.multiply(x_piece, x_piece, out=t)
                 self._sum_rows(t, sums[piece])
             np.add.reduce(sums, axis=1, out=squares_C)
             np.multiply(squares_C, self.share, out=r_C)
-            self._factor(r_C, w[:count], b[:count])
+            self._factor(r_C)
             for piece, within in group.pieces:
                 self._scale(centred[piece], group, piece, within)
         return self.y
 
     def _evaluate(self, x_SPCR: Array) -> None:
-        w, b, mean = self.factors
         parameters = self.setting.parameters
-        np.copyto(mean, parameters["running_mean"][:, None])
+        self._spread_parameters()
+        np.copyto(self.factors[2], parameters["running_mean"][:, None])
         np.copyto(self.r_SC, parameters["running_variance"])
-        self._factor(self.r_SC, w, b)
+        self._factor(self.r_SC)
         for group in self.groups:
             own, y = x_SPCR[group.shards], self.y_SPCR[group.shards]
             for piece, within in group.pieces:
-                np.subtract(own[piece], mean[within[0], :, piece[2]], out=y[piece])
+                np.subtract(own[piece], self.factors[2][self._part(piece, within)], out=y[piece])
                 self._scale(y[piece], group, piece, within)
+
+    @staticmethod
+    def _part(piece: tuple[slice, slice, slice], within: tuple[slice, slice, slice]) -> tuple[slice, slice, slice]:
+        """Where a piece's factors lie: they are the same at all positions, and stand there for as many as a piece has."""
+        return within[0], within[1], piece[2]
+
+    def _spread_parameters(self) -> None:
+        np.copyto(self.w_SC, self.w_C)
+        np.copyto(self.factors[1], self.b_C[:, None])
 
     def _sum_rows(self, a: Array, sums: Array) -> None:
         """A product with ones, shard by shard: three times as fast as a sum along the rows."""
         np.matmul(a.reshape(len(a), -1, self.rows), self.ones_R, out=sums.reshape(len(a), -1))
 
-    def _factor(self, r_C: Array, w: Array, b: Array) -> None:
-        """Turns variances into 1 / sqrt(variance + epsilon), and spreads out what the centred x is multiplied by and gets."""
+    def _factor(self, r_C: Array) -> None:
+        """Turns variances into 1 / sqrt(variance + epsilon), and spreads out what the centred x is multiplied by."""
+        scaled_C = self.scaled_SC[: len(r_C)]
         np.add(r_C, self.epsilon, out=r_C)
         np.sqrt(r_C, out=r_C)
         np.divide(self.one, r_C, out=r_C)
-        np.copyto(w, r_C[:, None, :, None])
-        np.copyto(b, self.w_C[:, None])
-        np.multiply(w, b, out=w)
-        np.copyto(b, self.b_C[:, None])
+        np.multiply(r_C, self.w_SC[: len(r_C)], out=scaled_C)
+        np.copyto(self.factors[0, : len(r_C)], scaled_C[:, None, :, None])
 
     def _scale(
         self, centred: Array, group: _Group, piece: tuple[slice, slice, slice], within: tuple[slice, slice, slice]
     ) -> None:
         y = self.y_SPCR[group.shards][piece]
-        np.multiply(centred, self.factors[0, within[0], :, piece[2]], out=y)
-        np.add(y, self.factors[1, within[0], :, piece[2]], out=y)
+        part = self._part(piece, within)
+        np.multiply(centred, self.factors[0][part], out=y)
+        np.add(y, self.factors[1][part], out=y)
         if self.zeros is not None:
             np.maximum(y, self.zeros[within], out=y)
 
     def backward(self, dy: Array) -> Array:
         dy_SPCR = dy.reshape(self.folded)
-        np.multiply(self.mean_SC, self.mean_weight, out=self.dmean_SC)
-        np.multiply(self.squares_SC, self.variance_weight, out=self.dvariance_SC)
+        np.multiply(self.mean_SC, self.mean_weight, out=self.mean_SC)
+        np.copyto(self.dmean_SC, self.mean_SC)
+        np.multiply(self.squares_SC, self.variance_weight, out=self.squares_SC)
+        np.copyto(self.dvariance_SC, self.squares_SC)
         for group in self.groups:
             given = self._sums(dy_SPCR[group.shards], group)
             if self.setting.needs_input_gradient:
                 self._input_gradient(given, group)
+        np.copyto(self.dw_SC, self.dw_own_SC)
+        np.copyto(self.db_SC, self.db_own_SC)
         return self.dx if self.setting.needs_input_gradient else dy
 
     def _sums(self, dy: Array, group: _Group) -> Array:
@@ -214,9 +233,10 @@ class BatchNorm(Layer):
             self._sum_rows(dy_piece, db_sums[piece])
             np.multiply(dy_piece, centred[piece], out=t)
             self._sum_rows(t, dw_sums[piece])
-        np.add.reduce(db_sums, axis=1, out=self.db_SC[at])
-        np.add.reduce(dw_sums, axis=1, out=self.dw_SC[at])
-        np.multiply(self.dw_SC[at], self.r_SC[at], out=self.dw_SC[at])
+        dw_SC = self.dw_own_SC[at]
+        np.add.reduce(db_sums, axis=1, out=self.db_own_SC[at])
+        np.add.reduce(dw_sums, axis=1, out=dw_SC)
+        np.multiply(dw_SC, self.r_SC[at], out=dw_SC)
         return let_through
 
     def _own_scratch(self) -> Array:
@@ -226,20 +246,21 @@ class BatchNorm(Layer):
     def _input_gradient(self, dy: Array, group: _Group) -> None:
         count, at = group.count, group.shards
         centred, dx = self.centred[at], self.dx_SPCR[at]
-        r_C, t_C = self.r_SC[at], self.t_SC[:count]
+        r_C, t_C, a_C, b_C = self.r_SC[at], self.t_SC[:count], self.a_SC[:count], self.b_SC[:count]
         a, b, c = self.backward_factors
         # dx = a dy + b (x - m) + c
-        np.multiply(r_C, self.w_C, out=t_C)
-        np.copyto(a[:count], t_C[:, None, :, None])
-        np.multiply(t_C, self.minus_share, out=t_C)
-        np.copyto(b[:count], t_C[:, None, :, None])
-        np.multiply(t_C, self.db_SC[at], out=t_C)
+        np.copyto(a_C, self.w_C)
+        np.multiply(r_C, a_C, out=a_C)
+        np.copyto(a[:count], a_C[:, None, :, None])
+        np.multiply(a_C, self.minus_share, out=a_C)
+        np.multiply(r_C, self.dw_own_SC[at], out=t_C)
+        np.multiply(a_C, t_C, out=b_C)
+        np.copyto(b[:count], b_C[:, None, :, None])
+        np.multiply(a_C, self.db_own_SC[at], out=t_C)
         np.copyto(c[:count], t_C[:, None, :, None])
-        np.multiply(r_C, self.dw_SC[at], out=t_C)
-        np.multiply(b[:count], t_C[:, None, :, None], out=b[:count])
         for piece, within in group.pieces:
-            t, channels = self.backward_scratch[within], (within[0], slice(None), piece[2])
-            np.multiply(centred[piece], b[channels], out=t)
-            np.add(t, c[channels], out=t)
-            np.multiply(dy[piece], a[channels], out=dx[piece])
+            t, part = self.backward_scratch[within], self._part(piece, within)
+            np.multiply(centred[piece], b[part], out=t)
+            np.add(t, c[part], out=t)
+            np.multiply(dy[piece], a[part], out=dx[piece])
             np.add(dx[piece], t, out=dx[piece])

@@ -126,6 +126,8 @@ class Layer(ABC):
     absorbs_activation: ClassVar[bool] = False
     # Whether a rectifier before this one may be computed in this one instead, which is the same.
     takes_activation_before: ClassVar[bool] = False
+    # Whether the forward pass depends on the network's input beside x.
+    looks: bool = False
 
     y: Array
 
@@ -146,6 +148,10 @@ class Layer(ABC):
         needed, what is returned means nothing.
         """
         return dy
+
+    def look(self, network_input: Array) -> None:
+        """Sees the network's input (S, R, *row) right before its own forward pass, where `looks` says so."""
+        raise NotImplementedError
 
     def room_for_input_gradient(self, dy: Array) -> Array:
         """Where an elementwise layer writes dx: in the place of dy, if that may be overwritten."""

@@ -46,7 +46,8 @@ class LastAxisNorm(Layer):
             self.y = h = setting.x if in_place else memory.output(self.output_shape)
             self.r_SN = memory.forward_scratch((shards, positions))
         self.y_SND, self.h_SND = self.y.reshape(self.folded), h.reshape(self.folded)
-        self.scratch = memory.forward_scratch(self.largest)
+        # Factors spread out to a piece: NumPy would do so itself, into memory that it allocates.
+        self.scratch, self.spread, self.w, self.b = memory.forward_scratch((4, *self.largest))
         self.mean = memory.forward_scratch(self.largest[:2])
         self.share_D = memory.constant((width,), 1 / width)
         self.w_D, self.b_D = setting.parameters["scale"], setting.parameters.get("shift")
@@ -66,7 +67,7 @@ class LastAxisNorm(Layer):
         self.dw_sums = memory.backward_scratch((most, len(self.positions), width))
         self.db_sums = memory.backward_scratch((most, len(self.positions), width))
         self.w_share_D = memory.backward_scratch((width,))
-        self.backward_scratch = memory.backward_scratch(self.largest)
+        self.backward_scratch, self.backward_spread, self.w_backward = memory.backward_scratch((3, *self.largest))
         self.means = memory.backward_scratch((2, most, size))
         if not setting.needs_input_gradient:
             return dy
@@ -77,6 +78,9 @@ class LastAxisNorm(Layer):
     def forward(self, x: Array, streams: Streams | None) -> Array:
         self.check(x)
         x_SND = x.reshape(self.folded)
+        np.copyto(self.w, self.w_D)
+        if self.b_D is not None:
+            np.copyto(self.b, self.b_D)
         for group in self.groups:
             for positions in self.positions:
                 within = (slice(0, group.stop - group.start), slice(0, positions.stop - positions.start))
@@ -84,24 +88,27 @@ class LastAxisNorm(Layer):
         return self.y
 
     def _normalize(self, x: Array, at: tuple[slice, slice], within: tuple[slice, slice]) -> None:
-        h, y, r, t = self.h_SND[at], self.y_SND[at], self.r_SN[at], self.scratch[within]
+        h, y, r, t, spread = self.h_SND[at], self.y_SND[at], self.r_SN[at], self.scratch[within], self.spread[within]
         if self.centres:
             # A product with 1 / D: faster than a sum along the rows.
             mean = np.matmul(x, self.share_D, out=self.mean[within])
-            x = np.subtract(x, mean[:, :, None], out=h)
+            np.copyto(spread, mean[:, :, None])
+            x = np.subtract(x, spread, out=h)
         np.multiply(x, x, out=t)
         np.matmul(t, self.share_D, out=r)
         np.add(r, self.epsilon, out=r)
         np.sqrt(r, out=r)
         np.divide(self.one, r, out=r)
-        np.multiply(x, r[:, :, None], out=h)
-        np.multiply(h, self.w_D, out=y)
+        np.copyto(spread, r[:, :, None])
+        np.multiply(x, spread, out=h)
+        np.multiply(h, self.w[within], out=y)
         if self.b_D is not None:
-            np.add(y, self.b_D, out=y)
+            np.add(y, self.b[within], out=y)
 
     def backward(self, dy: Array) -> Array:
         dy_SND = dy.reshape(self.folded)
         np.multiply(self.w_D, self.share, out=self.w_share_D)
+        np.copyto(self.w_backward, self.w_D)
         for group in self.groups:
             shards = slice(0, group.stop - group.start)
             for number, positions in enumerate(self.positions):
@@ -125,12 +132,16 @@ class LastAxisNorm(Layer):
         np.matmul(t, self.w_share_D, out=along)
         if self.centres:
             np.matmul(dy, self.w_share_D, out=mean)
-        np.multiply(dy, self.w_D, out=dx)
-        np.multiply(h, along[:, :, None], out=t)
+        spread = self.backward_spread[within]
+        np.multiply(dy, self.w_backward[within], out=dx)
+        np.copyto(spread, along[:, :, None])
+        np.multiply(h, spread, out=t)
         np.subtract(dx, t, out=dx)
         if self.centres:
-            np.subtract(dx, mean[:, :, None], out=dx)
-        np.multiply(dx, self.r_SN[at][:, :, None], out=dx)
+            np.copyto(spread, mean[:, :, None])
+            np.subtract(dx, spread, out=dx)
+        np.copyto(spread, self.r_SN[at][:, :, None])
+        np.multiply(dx, spread, out=dx)
 
 
 @final

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from worker.nn.shapes import BLOCK_FLOATS
-
-# A piece, what is made of it and scratch lie in the second-level cache together.
-PIECE_FLOATS = BLOCK_FLOATS
+# Half a dozen arrays of a piece, what is made of it and factors spread out to it, lie in the second-level cache together.
+PIECE_FLOATS = 1 << 14
 
 
 def cuts(length: int, size: int) -> list[slice]:

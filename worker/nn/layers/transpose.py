@@ -43,7 +43,8 @@ class Transpose(Layer):
         if not self.setting.needs_input_gradient:
             return dy
         self.dy_turned = turned(dy, self._to)
-        self.dx = self.setting.memory.input_gradient(self.input_shape)
+        # x may be a layer's output, at the end of a path or of the network: `setting.shapes` then says nothing of it.
+        self.dx = self.setting.memory.input_gradient(self.setting.x.shape)
         return self.dx
 
     def forward(self, x: Array, streams: Streams | None) -> Array:

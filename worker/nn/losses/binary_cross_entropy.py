@@ -43,7 +43,7 @@ class BinaryCrossEntropy(OutputwiseLoss):
         return () if output_shape == (1,) else output_shape
 
     def forward(self, z: Array, y: NDArray[Any]) -> None:
-        self._check(y)
+        self.check(y)
         z = self.receive(z, y, self.target)
         e, losses, t = self.e, self.losses, self.t
         np.abs(z, out=e)
@@ -71,12 +71,7 @@ class BinaryCrossEntropy(OutputwiseLoss):
         np.multiply(z, self.factor, out=z)
         return self.z
 
-    def correct(self, z: Array, y: NDArray[Any], rows: int) -> int:
-        if not self.has_labels:
-            return 0
-        return int(np.count_nonzero((z[0, 0, :rows] > 0) == (y[0, :rows] == 1)))
-
-    def _check(self, y: NDArray[Any]) -> None:
+    def check(self, y: NDArray[Any]) -> None:
         flat = y.reshape(-1)
         low, high = flat[flat.argmin()], flat[flat.argmax()]
         # A NaN is neither: it shows in the loss.

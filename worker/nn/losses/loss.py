@@ -66,9 +66,8 @@ class Loss(ABC):
     def backward(self) -> Array:
         """The gradient of the loss sum with respect to z, of z's shape and in its place, after `forward`."""
 
-    def correct(self, z: Array, y: NDArray[Any], rows: int) -> int:
-        """Among the first `rows` of the first shard, how many labels are what z says; 0 without labels. Before `forward`."""
-        return 0
+    def check(self, y: NDArray[Any]) -> None:  # noqa: B027 (most take any target)
+        """Raises UserError where a target cannot be, as `forward` does."""
 
 
 class OutputwiseLoss(Loss):

@@ -140,14 +140,8 @@ class SoftmaxCrossEntropy(Loss):
             np.multiply(p, self.spread, out=p)
         return self.z
 
-    def correct(self, z: Array, y: NDArray[Any], rows: int) -> int:
-        outputs = z[0, :, :rows] if self.layout is Layout.ROWS_LAST else z[0, :rows]
-        largest = np.argmax(outputs, axis=0 if self.layout is Layout.ROWS_LAST else -1)
-        labels = y[0, :rows]
-        right = largest == labels
-        if self.ignored is not None:
-            right &= labels != self.ignored
-        return int(np.count_nonzero(right))
+    def check(self, y: NDArray[Any]) -> None:
+        self._labels(y.reshape(self.index_SN.shape))
 
     def _labels(self, y_SN: NDArray[Any]) -> NDArray[Any]:
         """The labels, 0 in place of the ignored one."""

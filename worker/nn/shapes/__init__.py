@@ -4,6 +4,7 @@ from worker.nn.shapes.dataset import check_against_dataset
 from worker.nn.shapes.layout import (
     ALIGNMENT_FLOATS,
     BLOCK_FLOATS,
+    NORM_BLOCK,
     ParameterLayout,
     TensorEntry,
     aligned,
@@ -17,6 +18,7 @@ from worker.nn.shapes.shape import Initial, LayerShapes, Role, TensorShape, flat
 __all__ = [
     "ALIGNMENT_FLOATS",
     "BLOCK_FLOATS",
+    "NORM_BLOCK",
     "PROCESS_BYTES",
     "Initial",
     "LayerShapes",

@@ -39,11 +39,13 @@ def check_against_dataset(
     classes: int | None = None,
     width: int | None = None,
     positions: int | None = None,
+    no_label: int | None = None,
 ) -> list[Violation]:
     """What does not fit between a model, its loss and the dataset's target: all of it, empty when it fits.
 
     `architecture.input_shape` is the dataset's. Give `classes`, the number of classes of a class target, with `positions`
-    where each row has as many labels, or `width`, the numbers per row of a number target.
+    where each row has as many labels and `no_label` where some positions have that in place of one; or `width`, the numbers
+    per row of a number target.
     """
     try:
         layers = layer_shapes(architecture)
@@ -57,7 +59,11 @@ def check_against_dataset(
     wrong = _axes(layers[-1], target)
     if wrong is not None:
         return [wrong]
-    found = [_number_of_outputs(loss, target, output[-1], _last_with_units(architecture)), _class_weights(loss, output[-1])]
+    found = [
+        _number_of_outputs(loss, target, output[-1], _last_with_units(architecture)),
+        _class_weights(loss, output[-1]),
+        _ignored_label(loss, no_label),
+    ]
     return [violation for violation in found if violation is not None]
 
 
@@ -119,6 +125,15 @@ def _class_weights(loss: LossRecord, outputs: int) -> Violation | None:
         return None
     remedy = f"the model gives {outputs} outputs; give one weight for each"
     return Violation(f"loss.{loss.kind}.class_weights", f"{len(loss.class_weights)} weights", remedy, "WRONG_NUMBER_OF_WEIGHTS")
+
+
+def _ignored_label(loss: LossRecord, no_label: int | None) -> Violation | None:
+    """What stands for no label is the label that the loss ignores."""
+    if not isinstance(loss, SoftmaxCrossEntropyRecord) or no_label in (None, loss.ignored_label):
+        return None
+    got = "none" if loss.ignored_label is None else str(loss.ignored_label)
+    remedy = f"the dataset has {no_label} at positions without a label; set ignored_label to {no_label}"
+    return Violation(f"loss.{loss.kind}.ignored_label", got, remedy, "WRONG_IGNORED_LABEL")
 
 
 def _last_with_units(architecture: Architecture) -> str:

@@ -16,6 +16,9 @@ ALIGNMENT_FLOATS = 16
 # Sums and updates run over blocks of so many floats: they stay in the second-level cache, and the calls cost little beside.
 BLOCK_FLOATS = 65536
 
+# Floats of a block of a norm; one begins at each tensor and every so many floats in it. BLOCK_FLOATS is a multiple.
+NORM_BLOCK = 4096
+
 
 @final
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,9 @@ from worker.specs import Architecture
 # What a worker's process holds before it has a model: Python, NumPy and the stubs.
 PROCESS_BYTES = 96 << 20
 
+# Blocks and pieces of layers that do not grow with the rows.
+SCRATCH_FLOATS = 1 << 20
+
 
 def worker_memory_bytes(
     architecture: Architecture, *, batch_size: int, shards: int, workers: int, optimizer_states: int
@@ -24,13 +27,13 @@ def worker_memory_bytes(
     layers = list(flattened(layer_shapes(architecture)))
     size = parameter_layout(architecture).size
     own_shards = max((rank + 1) * shards // workers - rank * shards // workers for rank in range(workers))
-    rows_of_shards = [end - first for first, end in shard_rows(batch_size, shards)]
+    rows_of_shards = [end - first for first, end in shard_rows(batch_size, shards, architecture.least_shard_rows)]
     rows = own_shards * rows_of_shards[0]
     subtrees = min(own_shards, max(1, 2 * (own_shards.bit_length() - 1))) if workers > 1 else 1
     vectors = size * (1 + subtrees) + optimizer_states * (size // workers + BLOCK_FLOATS)
     largest = max(sum(aligned(math.prod(t.shape)) for t in layer.tensors.values()) for layer in layers)
     stack = own_shards * max(largest, min(size, BLOCK_FLOATS))
-    per_row = math.prod(architecture.input_shape) + sum(3 * math.prod(layer.output_shape) for layer in layers)
+    per_row = math.prod(architecture.input_shape) + sum(3 * math.prod(layer.output_shape) + layer.kept for layer in layers)
     # Twice: the short batch of an epoch has buffers of its own.
-    floats = vectors + 2 * stack + (2 * rows + EVALUATION_BLOCK_ROWS) * per_row
+    floats = vectors + 2 * stack + (2 * rows + EVALUATION_BLOCK_ROWS) * per_row + SCRATCH_FLOATS
     return PROCESS_BYTES + 4 * floats

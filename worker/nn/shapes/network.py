@@ -10,7 +10,7 @@ from lockstep.contract.errors import UserError, Violation
 from worker.limits import MAX_ACTIVATION, MAX_PARAMETERS
 from worker.nn.shapes import activations, convolution, dense, normalization, recurrent, sequence
 from worker.nn.shapes.shape import LayerShapes, Refusals, Rule, Shape
-from worker.specs import Architecture, LayerRecord, ParallelRecord, ResidualRecord
+from worker.specs import Architecture, AttentionRecord, LayerRecord, ParallelRecord, ResidualRecord
 
 RULES: dict[type[Any], Rule] = {
     **dense.RULES,
@@ -28,7 +28,7 @@ def layer_shapes(architecture: Architecture, input_shape: Shape | None = None) -
     Raises UserError at "model.layers[2].dense" where shapes do not meet or numbers overflow; nothing is allocated.
     """
     shape = architecture.input_shape if input_shape is None else tuple(input_shape)
-    walk = _Walk()
+    walk = _Walk(shape)
     if not shape or any(size < 1 for size in shape):
         remedy = "rows need at least one input"
         walk.wrong.append(Violation("dataset", f"rows of shape {shape}", remedy, "SHAPES_DO_NOT_MEET"))
@@ -42,8 +42,9 @@ def layer_shapes(architecture: Architecture, input_shape: Shape | None = None) -
 class _Walk:
     """The walk through a network: the next layer's number, the numbers learned so far, and what is wrong."""
 
-    def __init__(self) -> None:
+    def __init__(self, input_shape: Shape) -> None:
         self.wrong: list[Violation] = []
+        self._input = input_shape
         self._number = 0
         self._learned = 0
 
@@ -63,8 +64,15 @@ class _Walk:
             return self._residual(record, shape, name, place, number)
         if isinstance(record, ParallelRecord):
             return self._parallel(record, shape, name, place, number)
-        outcome = RULES[type(record)](record, shape, Refusals(f"model.{place}", self.wrong))
-        layer = LayerShapes(record, name, place, number, shape, outcome.output, outcome.tensors)
+        refusals = Refusals(f"model.{place}", self.wrong)
+        outcome = RULES[type(record)](record, shape, refusals)
+        if isinstance(record, AttentionRecord) and record.padding_index is not None and self._input != shape[:1]:
+            remedy = (
+                f"padding is looked for in the network's input; it has rows of shape {self._input}, and not an index for each "
+                f"of {shape[0]} positions: leave the field out"
+            )
+            refusals.field("padding_index", record.padding_index, remedy)
+        layer = LayerShapes(record, name, place, number, shape, outcome.output, outcome.tensors, kept=outcome.kept)
         self._count(layer)
         return layer
 

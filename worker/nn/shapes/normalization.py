@@ -27,6 +27,7 @@ def _batch_norm(record: BatchNormRecord, shape: Shape, refusals: Refusals) -> Ou
             "running_mean": TensorShape.plain(channels, ZERO, Role.STATE, keep),
             "running_variance": TensorShape.plain(channels, ONE, Role.STATE, keep),
         },
+        kept=math.prod(shape),
     )
 
 
@@ -34,12 +35,12 @@ def _layer_norm(record: LayerNormRecord, shape: Shape, refusals: Refusals) -> Ou
     _check_epsilon(record.epsilon, refusals)
     width = shape[-1:]
     tensors = {"scale": TensorShape.plain(width, ONE, Role.OFFSET), "shift": TensorShape.plain(width, ZERO, Role.OFFSET)}
-    return Outcome(shape, tensors)
+    return Outcome(shape, tensors, kept=math.prod(shape))
 
 
 def _rms_norm(record: RmsNormRecord, shape: Shape, refusals: Refusals) -> Outcome:
     _check_epsilon(record.epsilon, refusals)
-    return Outcome(shape, {"scale": TensorShape.plain(shape[-1:], ONE, Role.OFFSET)})
+    return Outcome(shape, {"scale": TensorShape.plain(shape[-1:], ONE, Role.OFFSET)}, kept=math.prod(shape))
 
 
 RULES: dict[type[Any], Rule] = {BatchNormRecord: _batch_norm, LayerNormRecord: _layer_norm, RmsNormRecord: _rms_norm}

@@ -34,7 +34,10 @@ def _lstm(record: LstmRecord, shape: Shape, refusals: Refusals) -> Outcome:
     output = _output(record, shape, refusals)
     if output is None:
         return Outcome((record.units,))
-    return Outcome(output, {"weight": _weight(shape[1] + record.units, record.units, 4), "bias": _bias(record.units, 4)})
+    length, width = shape
+    tensors = {"weight": _weight(width + record.units, record.units, 4), "bias": _bias(record.units, 4)}
+    # Of each position x and h twice, the gates and their gradients, the cell and its tanh.
+    return Outcome(output, tensors, kept=length * (2 * (width + record.units) + 10 * record.units))
 
 
 def _gru(record: GruRecord, shape: Shape, refusals: Refusals) -> Outcome:
@@ -47,7 +50,8 @@ def _gru(record: GruRecord, shape: Shape, refusals: Refusals) -> Outcome:
         "input_bias": _bias(units, 3),
         "state_bias": _bias(units, 3),
     }
-    return Outcome(output, tensors)
+    # Of each position x, the state and the candidate's part, the gates and their gradients.
+    return Outcome(output, tensors, kept=shape[0] * (shape[1] + 10 * units))
 
 
 RULES: dict[type[Any], Rule] = {LstmRecord: _lstm, GruRecord: _gru}

@@ -55,7 +55,8 @@ def _attention(record: AttentionRecord, shape: Shape, refusals: Refusals) -> Out
         "output": TensorShape.plain((width, width), initial),
         "output_bias": TensorShape.plain((width,), ZERO, Role.OFFSET),
     }
-    return Outcome(shape, tensors)
+    # Queries, keys, values and the context, twice, and the scores.
+    return Outcome(shape, tensors, kept=8 * length * width + scores)
 
 
 RULES: dict[type[Any], Rule] = {EmbeddingRecord: _embedding, PositionsRecord: _positions, AttentionRecord: _attention}

@@ -83,10 +83,14 @@ class Refusals:
 @final
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The shape of one row's output, and the layer's tensors by name in the order in which they are drawn."""
+    """The shape of one row's output, and the layer's tensors by name in the order in which they are drawn.
+
+    `kept` is about how many numbers a row takes in a training pass beside input, output and their gradients.
+    """
 
     output: Shape
     tensors: dict[str, TensorShape] = field(default_factory=dict)
+    kept: int = 0
 
 
 # A layer's rule: from its record and the shape of an input row. After a refusal any outcome will do.
@@ -100,7 +104,7 @@ class LayerShapes:
 
     `name` is "0.dense", or "2.residual.layers.0.conv2d" inside another; `place` is "layers[2].residual.layers[0].conv2d".
     `number` counts all layers depth first, one that holds others before them; it keys the layer's random streams.
-    `branches` are the layers inside: of residual the path and the short cut, of parallel its branches.
+    `branches` are the layers inside: of residual the path and the short cut, of parallel its branches. `kept` is as in Outcome.
     """
 
     record: LayerRecord
@@ -111,6 +115,7 @@ class LayerShapes:
     output_shape: Shape
     tensors: dict[str, TensorShape]
     branches: tuple[tuple[LayerShapes, ...], ...] = ()
+    kept: int = 0
 
     @property
     def kind(self) -> str:

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from lockstep.internal.v1 import agent_service_pb2 as lockstep_dot_internal_dot_v1_dot_agent__service__pb2
+from lockstep.v1 import training_job_pb2 as lockstep_dot_v1_dot_training__job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!lockstep/internal/v1/worker.proto\x12\x14lockstep.internal.v1\x1a(lockstep/internal/v1/agent_service.proto\"\xe2\x03\n\rWorkerRequest\x12\x31\n\x04join\x18\x01 \x01(\x0b\x32!.lockstep.internal.v1.JoinRequestH\x00\x12\x37\n\x07prepare\x18\x02 \x01(\x0b\x32$.lockstep.internal.v1.PrepareRequestH\x00\x12\x35\n\x07\x63onnect\x18\x03 \x01(\x0b\x32\".lockstep.internal.v1.PeersRequestH\x00\x12\x37\n\x07restore\x18\x04 \x01(\x0b\x32$.lockstep.internal.v1.RestoreRequestH\x00\x12\x37\n\x07stretch\x18\x05 \x01(\x0b\x32$.lockstep.internal.v1.StretchRequestH\x00\x12\x39\n\x08\x65valuate\x18\x06 \x01(\x0b\x32%.lockstep.internal.v1.EvaluateRequestH\x00\x12\x39\n\x08snapshot\x18\x07 \x01(\x0b\x32%.lockstep.internal.v1.SnapshotRequestH\x00\x12;\n\theartbeat\x18\x08 \x01(\x0b\x32&.lockstep.internal.v1.HeartbeatRequestH\x00\x42\t\n\x07request\"\x85\x03\n\x0bWorkerReply\x12/\n\x04join\x18\x01 \x01(\x0b\x32\x1f.lockstep.internal.v1.JoinReplyH\x00\x12\x35\n\x07prepare\x18\x02 \x01(\x0b\x32\".lockstep.internal.v1.PrepareReplyH\x00\x12*\n\x04\x64one\x18\x03 \x01(\x0b\x32\x1a.lockstep.internal.v1.DoneH\x00\x12\x35\n\x07stretch\x18\x04 \x01(\x0b\x32\".lockstep.internal.v1.StretchReplyH\x00\x12\x37\n\x08\x65valuate\x18\x05 \x01(\x0b\x32#.lockstep.internal.v1.EvaluateReplyH\x00\x12\x37\n\x08snapshot\x18\x06 \x01(\x0b\x32#.lockstep.internal.v1.SnapshotReplyH\x00\x12\x30\n\x07\x66\x61ilure\x18\x0f \x01(\x0b\x32\x1d.lockstep.internal.v1.FailureH\x00\x42\x07\n\x05reply\"\r\n\x0bJoinRequest\"\xdd\x01\n\tJoinReply\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x45\n\x0b\x65xplanation\x18\x03 \x03(\x0b\x32\x30.lockstep.internal.v1.JoinReply.ExplanationEntry\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07node_id\x18\x06 \x01(\t\x1a\x32\n\x10\x45xplanationEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf5\x01\n\x0ePrepareRequest\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.lockstep.internal.v1.RunOrder\x12\x14\n\x0c\x66iles_folder\x18\x02 \x01(\t\x12\x14\n\x0cgroup_number\x18\x03 \x01(\x04\x12\x11\n\tgroup_key\x18\x04 \x01(\x0c\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x10\n\x08node_ids\x18\x06 \x03(\t\x12\x1d\n\x15step_deadline_floor_s\x18\x07 \x01(\x01\x12\x1d\n\x15\x66irst_step_deadline_s\x18\x08 \x01(\x01\x12\x17\n\x0f\x61\x64vertised_host\x18\t \x01(\t\"\x8a\x01\n\x0cPrepareReply\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x12\n\nsegment_fd\x18\x02 \x01(\x05\x12\x15\n\rsegment_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0c\n\x04port\x18\x05 \x01(\r\x12\x13\n\x0b\x66irst_shard\x18\x06 \x01(\r\x12\x11\n\tend_shard\x18\x07 \x01(\r\"A\n\x0cPeersRequest\x12\x31\n\x05peers\x18\x01 \x03(\x0b\x32\".lockstep.internal.v1.PrepareReply\"9\n\x0eRestoreRequest\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x19\n\x11\x63heckpoint_folder\x18\x02 \x01(\t\"7\n\x0eStretchRequest\x12\x12\n\nfirst_step\x18\x01 \x01(\x04\x12\x11\n\tlast_step\x18\x02 \x01(\x04\"\x96\x02\n\x0cStretchReply\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x15\n\rcomputed_rows\x18\x02 \x01(\x04\x12\x17\n\x0f\x63ompute_seconds\x18\x03 \x01(\x01\x12\x14\n\x0cwait_seconds\x18\x04 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x05 \x01(\x01\x12.\n\x06losses\x18\x06 \x03(\x0b\x32\x1e.lockstep.internal.v1.StepLoss\x12\x19\n\x11parameters_crc32c\x18\x07 \x01(\r\x12\x33\n\nnon_finite\x18\x08 \x01(\x0b\x32\x1f.lockstep.internal.v1.NonFinite\x12\x1b\n\x13median_step_seconds\x18\t \x01(\x01\"=\n\x08StepLoss\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04loss\x18\x02 \x01(\x01\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\"E\n\tNonFinite\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05layer\x18\x02 \x01(\t\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x03(\x04\"\x1f\n\x0f\x45valuateRequest\x12\x0c\n\x04step\x18\x01 \x01(\x04\">\n\rEvaluateReply\x12-\n\x04sums\x18\x01 \x03(\x0b\x32\x1f.lockstep.internal.v1.BlockSums\"y\n\tBlockSums\x12\x13\n\x0b\x66irst_block\x18\x01 \x01(\x04\x12\x11\n\tend_block\x18\x02 \x01(\x04\x12\x10\n\x08loss_sum\x18\x03 \x01(\x01\x12\x13\n\x0b\x64\x65nominator\x18\x04 \x01(\x01\x12\x0f\n\x07\x63orrect\x18\x05 \x01(\x04\x12\x0c\n\x04rows\x18\x06 \x01(\x04\"\x1f\n\x0fSnapshotRequest\x12\x0c\n\x04step\x18\x01 \x01(\x04\"Q\n\rSnapshotReply\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x32\n\x07vectors\x18\x02 \x03(\x0b\x32!.lockstep.internal.v1.StateVector\"O\n\x0bStateVector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x04\x12\x16\n\x0esegment_offset\x18\x04 \x01(\x04\"\x12\n\x10HeartbeatRequest\"\x06\n\x04\x44one\"\xd3\x01\n\x07\x46\x61ilure\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".lockstep.internal.v1.Failure.Kind\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05trace\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x15\n\rmissing_ranks\x18\x05 \x03(\r\"T\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04USER\x10\x01\x12\x08\n\x04PEER\x10\x02\x12\n\n\x06MEMORY\x10\x03\x12\x08\n\x04NODE\x10\x04\x12\x0c\n\x08INTERNAL\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!lockstep/internal/v1/worker.proto\x12\x14lockstep.internal.v1\x1a(lockstep/internal/v1/agent_service.proto\x1a\x1elockstep/v1/training_job.proto\"\xa8\x04\n\rWorkerRequest\x12\x31\n\x04join\x18\x01 \x01(\x0b\x32!.lockstep.internal.v1.JoinRequestH\x00\x12\x37\n\x07prepare\x18\x02 \x01(\x0b\x32$.lockstep.internal.v1.PrepareRequestH\x00\x12\x35\n\x07\x63onnect\x18\x03 \x01(\x0b\x32\".lockstep.internal.v1.PeersRequestH\x00\x12\x37\n\x07restore\x18\x04 \x01(\x0b\x32$.lockstep.internal.v1.RestoreRequestH\x00\x12\x37\n\x07stretch\x18\x05 \x01(\x0b\x32$.lockstep.internal.v1.StretchRequestH\x00\x12\x39\n\x08\x65valuate\x18\x06 \x01(\x0b\x32%.lockstep.internal.v1.EvaluateRequestH\x00\x12\x39\n\x08snapshot\x18\x07 \x01(\x0b\x32%.lockstep.internal.v1.SnapshotRequestH\x00\x12;\n\theartbeat\x18\x08 \x01(\x0b\x32&.lockstep.internal.v1.HeartbeatRequestH\x00\x12\x44\n\x0egradient_check\x18\t \x01(\x0b\x32*.lockstep.internal.v1.GradientCheckRequestH\x00\x42\t\n\x07request\"\xc9\x03\n\x0bWorkerReply\x12/\n\x04join\x18\x01 \x01(\x0b\x32\x1f.lockstep.internal.v1.JoinReplyH\x00\x12\x35\n\x07prepare\x18\x02 \x01(\x0b\x32\".lockstep.internal.v1.PrepareReplyH\x00\x12*\n\x04\x64one\x18\x03 \x01(\x0b\x32\x1a.lockstep.internal.v1.DoneH\x00\x12\x35\n\x07stretch\x18\x04 \x01(\x0b\x32\".lockstep.internal.v1.StretchReplyH\x00\x12\x37\n\x08\x65valuate\x18\x05 \x01(\x0b\x32#.lockstep.internal.v1.EvaluateReplyH\x00\x12\x37\n\x08snapshot\x18\x06 \x01(\x0b\x32#.lockstep.internal.v1.SnapshotReplyH\x00\x12\x42\n\x0egradient_check\x18\x07 \x01(\x0b\x32(.lockstep.internal.v1.GradientCheckReplyH\x00\x12\x30\n\x07\x66\x61ilure\x18\x0f \x01(\x0b\x32\x1d.lockstep.internal.v1.FailureH\x00\x42\x07\n\x05reply\"\r\n\x0bJoinRequest\"\xdd\x01\n\tJoinReply\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x45\n\x0b\x65xplanation\x18\x03 \x03(\x0b\x32\x30.lockstep.internal.v1.JoinReply.ExplanationEntry\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07node_id\x18\x06 \x01(\t\x1a\x32\n\x10\x45xplanationEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf5\x01\n\x0ePrepareRequest\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.lockstep.internal.v1.RunOrder\x12\x14\n\x0c\x66iles_folder\x18\x02 \x01(\t\x12\x14\n\x0cgroup_number\x18\x03 \x01(\x04\x12\x11\n\tgroup_key\x18\x04 \x01(\x0c\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x10\n\x08node_ids\x18\x06 \x03(\t\x12\x1d\n\x15step_deadline_floor_s\x18\x07 \x01(\x01\x12\x1d\n\x15\x66irst_step_deadline_s\x18\x08 \x01(\x01\x12\x17\n\x0f\x61\x64vertised_host\x18\t \x01(\t\"\x8a\x01\n\x0cPrepareReply\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x12\n\nsegment_fd\x18\x02 \x01(\x05\x12\x15\n\rsegment_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0c\n\x04port\x18\x05 \x01(\r\x12\x13\n\x0b\x66irst_shard\x18\x06 \x01(\r\x12\x11\n\tend_shard\x18\x07 \x01(\r\"A\n\x0cPeersRequest\x12\x31\n\x05peers\x18\x01 \x03(\x0b\x32\".lockstep.internal.v1.PrepareReply\"9\n\x0eRestoreRequest\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x19\n\x11\x63heckpoint_folder\x18\x02 \x01(\t\"L\n\x0eStretchRequest\x12\x12\n\nfirst_step\x18\x01 \x01(\x04\x12\x11\n\tlast_step\x18\x02 \x01(\x04\x12\x13\n\x0brate_factor\x18\x03 \x01(\x01\"\x96\x02\n\x0cStretchReply\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x15\n\rcomputed_rows\x18\x02 \x01(\x04\x12\x17\n\x0f\x63ompute_seconds\x18\x03 \x01(\x01\x12\x14\n\x0cwait_seconds\x18\x04 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x05 \x01(\x01\x12.\n\x06losses\x18\x06 \x03(\x0b\x32\x1e.lockstep.internal.v1.StepLoss\x12\x19\n\x11parameters_crc32c\x18\x07 \x01(\r\x12\x33\n\nnon_finite\x18\x08 \x01(\x0b\x32\x1f.lockstep.internal.v1.NonFinite\x12\x1b\n\x13median_step_seconds\x18\t \x01(\x01\"=\n\x08StepLoss\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04loss\x18\x02 \x01(\x01\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\"E\n\tNonFinite\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05layer\x18\x02 \x01(\t\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x03(\x04\"\x1f\n\x0f\x45valuateRequest\x12\x0c\n\x04step\x18\x01 \x01(\x04\"\xa5\x01\n\rEvaluateReply\x12-\n\x04sums\x18\x01 \x03(\x0b\x32\x1f.lockstep.internal.v1.BlockSums\x12\x32\n\x07\x63lasses\x18\x02 \x01(\x0b\x32!.lockstep.internal.v1.ClassCounts\x12\x31\n\x06scores\x18\x03 \x01(\x0b\x32!.lockstep.internal.v1.ScoreCounts\"B\n\x0b\x43lassCounts\x12\x0f\n\x07support\x18\x01 \x03(\x04\x12\x11\n\tpredicted\x18\x02 \x03(\x04\x12\x0f\n\x07\x63orrect\x18\x03 \x03(\x04\"8\n\x0bScoreCounts\x12\x0c\n\x04\x62ins\x18\x01 \x03(\r\x12\r\n\x05zeros\x18\x02 \x03(\x04\x12\x0c\n\x04ones\x18\x03 \x03(\x04\"\xa9\x02\n\tBlockSums\x12\x13\n\x0b\x66irst_block\x18\x01 \x01(\x04\x12\x11\n\tend_block\x18\x02 \x01(\x04\x12\x10\n\x08loss_sum\x18\x03 \x01(\x01\x12\x13\n\x0b\x64\x65nominator\x18\x04 \x01(\x01\x12\x0f\n\x07\x63orrect\x18\x05 \x01(\x04\x12\x0c\n\x04rows\x18\x06 \x01(\x04\x12\x0e\n\x06labels\x18\x07 \x01(\x04\x12\r\n\x05top_5\x18\x08 \x01(\x04\x12\x14\n\x0clog_loss_sum\x18\t \x01(\x01\x12\x0f\n\x07numbers\x18\n \x01(\x04\x12\x19\n\x11squared_error_sum\x18\x0b \x01(\x01\x12\x1a\n\x12\x61\x62solute_error_sum\x18\x0c \x01(\x01\x12\r\n\x05means\x18\r \x03(\x01\x12\x12\n\ndeviations\x18\x0e \x03(\x01\x12\x0e\n\x06\x65rrors\x18\x0f \x03(\x01\"\x1f\n\x0fSnapshotRequest\x12\x0c\n\x04step\x18\x01 \x01(\x04\"Q\n\rSnapshotReply\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x32\n\x07vectors\x18\x02 \x03(\x0b\x32!.lockstep.internal.v1.StateVector\"O\n\x0bStateVector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x04\x12\x16\n\x0esegment_offset\x18\x04 \x01(\x04\"&\n\x14GradientCheckRequest\x12\x0e\n\x06tensor\x18\x01 \x01(\r\"T\n\x12GradientCheckReply\x12\x30\n\x06tensor\x18\x01 \x01(\x0b\x32 .lockstep.v1.TensorGradientCheck\x12\x0c\n\x04rows\x18\x02 \x01(\r\"\x12\n\x10HeartbeatRequest\"\x06\n\x04\x44one\"\xd3\x01\n\x07\x46\x61ilure\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".lockstep.internal.v1.Failure.Kind\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05trace\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x15\n\rmissing_ranks\x18\x05 \x03(\r\"T\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04USER\x10\x01\x12\x08\n\x04PEER\x10\x02\x12\n\n\x06MEMORY\x10\x03\x12\x08\n\x04NODE\x10\x04\x12\x0c\n\x08INTERNAL\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,50 +35,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOINREPLY_EXPLANATIONENTRY']._loaded_options = None
   _globals['_JOINREPLY_EXPLANATIONENTRY']._serialized_options = b'8\001'
-  _globals['_WORKERREQUEST']._serialized_start=102
-  _globals['_WORKERREQUEST']._serialized_end=584
-  _globals['_WORKERREPLY']._serialized_start=587
-  _globals['_WORKERREPLY']._serialized_end=976
-  _globals['_JOINREQUEST']._serialized_start=978
-  _globals['_JOINREQUEST']._serialized_end=991
-  _globals['_JOINREPLY']._serialized_start=994
-  _globals['_JOINREPLY']._serialized_end=1215
-  _globals['_JOINREPLY_EXPLANATIONENTRY']._serialized_start=1165
-  _globals['_JOINREPLY_EXPLANATIONENTRY']._serialized_end=1215
-  _globals['_PREPAREREQUEST']._serialized_start=1218
-  _globals['_PREPAREREQUEST']._serialized_end=1463
-  _globals['_PREPAREREPLY']._serialized_start=1466
-  _globals['_PREPAREREPLY']._serialized_end=1604
-  _globals['_PEERSREQUEST']._serialized_start=1606
-  _globals['_PEERSREQUEST']._serialized_end=1671
-  _globals['_RESTOREREQUEST']._serialized_start=1673
-  _globals['_RESTOREREQUEST']._serialized_end=1730
-  _globals['_STRETCHREQUEST']._serialized_start=1732
-  _globals['_STRETCHREQUEST']._serialized_end=1787
-  _globals['_STRETCHREPLY']._serialized_start=1790
-  _globals['_STRETCHREPLY']._serialized_end=2068
-  _globals['_STEPLOSS']._serialized_start=2070
-  _globals['_STEPLOSS']._serialized_end=2131
-  _globals['_NONFINITE']._serialized_start=2133
-  _globals['_NONFINITE']._serialized_end=2202
-  _globals['_EVALUATEREQUEST']._serialized_start=2204
-  _globals['_EVALUATEREQUEST']._serialized_end=2235
-  _globals['_EVALUATEREPLY']._serialized_start=2237
-  _globals['_EVALUATEREPLY']._serialized_end=2299
-  _globals['_BLOCKSUMS']._serialized_start=2301
-  _globals['_BLOCKSUMS']._serialized_end=2422
-  _globals['_SNAPSHOTREQUEST']._serialized_start=2424
-  _globals['_SNAPSHOTREQUEST']._serialized_end=2455
-  _globals['_SNAPSHOTREPLY']._serialized_start=2457
-  _globals['_SNAPSHOTREPLY']._serialized_end=2538
-  _globals['_STATEVECTOR']._serialized_start=2540
-  _globals['_STATEVECTOR']._serialized_end=2619
-  _globals['_HEARTBEATREQUEST']._serialized_start=2621
-  _globals['_HEARTBEATREQUEST']._serialized_end=2639
-  _globals['_DONE']._serialized_start=2641
-  _globals['_DONE']._serialized_end=2647
-  _globals['_FAILURE']._serialized_start=2650
-  _globals['_FAILURE']._serialized_end=2861
-  _globals['_FAILURE_KIND']._serialized_start=2777
-  _globals['_FAILURE_KIND']._serialized_end=2861
+  _globals['_WORKERREQUEST']._serialized_start=134
+  _globals['_WORKERREQUEST']._serialized_end=686
+  _globals['_WORKERREPLY']._serialized_start=689
+  _globals['_WORKERREPLY']._serialized_end=1146
+  _globals['_JOINREQUEST']._serialized_start=1148
+  _globals['_JOINREQUEST']._serialized_end=1161
+  _globals['_JOINREPLY']._serialized_start=1164
+  _globals['_JOINREPLY']._serialized_end=1385
+  _globals['_JOINREPLY_EXPLANATIONENTRY']._serialized_start=1335
+  _globals['_JOINREPLY_EXPLANATIONENTRY']._serialized_end=1385
+  _globals['_PREPAREREQUEST']._serialized_start=1388
+  _globals['_PREPAREREQUEST']._serialized_end=1633
+  _globals['_PREPAREREPLY']._serialized_start=1636
+  _globals['_PREPAREREPLY']._serialized_end=1774
+  _globals['_PEERSREQUEST']._serialized_start=1776
+  _globals['_PEERSREQUEST']._serialized_end=1841
+  _globals['_RESTOREREQUEST']._serialized_start=1843
+  _globals['_RESTOREREQUEST']._serialized_end=1900
+  _globals['_STRETCHREQUEST']._serialized_start=1902
+  _globals['_STRETCHREQUEST']._serialized_end=1978
+  _globals['_STRETCHREPLY']._serialized_start=1981
+  _globals['_STRETCHREPLY']._serialized_end=2259
+  _globals['_STEPLOSS']._serialized_start=2261
+  _globals['_STEPLOSS']._serialized_end=2322
+  _globals['_NONFINITE']._serialized_start=2324
+  _globals['_NONFINITE']._serialized_end=2393
+  _globals['_EVALUATEREQUEST']._serialized_start=2395
+  _globals['_EVALUATEREQUEST']._serialized_end=2426
+  _globals['_EVALUATEREPLY']._serialized_start=2429
+  _globals['_EVALUATEREPLY']._serialized_end=2594
+  _globals['_CLASSCOUNTS']._serialized_start=2596
+  _globals['_CLASSCOUNTS']._serialized_end=2662
+  _globals['_SCORECOUNTS']._serialized_start=2664
+  _globals['_SCORECOUNTS']._serialized_end=2720
+  _globals['_BLOCKSUMS']._serialized_start=2723
+  _globals['_BLOCKSUMS']._serialized_end=3020
+  _globals['_SNAPSHOTREQUEST']._serialized_start=3022
+  _globals['_SNAPSHOTREQUEST']._serialized_end=3053
+  _globals['_SNAPSHOTREPLY']._serialized_start=3055
+  _globals['_SNAPSHOTREPLY']._serialized_end=3136
+  _globals['_STATEVECTOR']._serialized_start=3138
+  _globals['_STATEVECTOR']._serialized_end=3217
+  _globals['_GRADIENTCHECKREQUEST']._serialized_start=3219
+  _globals['_GRADIENTCHECKREQUEST']._serialized_end=3257
+  _globals['_GRADIENTCHECKREPLY']._serialized_start=3259
+  _globals['_GRADIENTCHECKREPLY']._serialized_end=3343
+  _globals['_HEARTBEATREQUEST']._serialized_start=3345
+  _globals['_HEARTBEATREQUEST']._serialized_end=3363
+  _globals['_DONE']._serialized_start=3365
+  _globals['_DONE']._serialized_end=3371
+  _globals['_FAILURE']._serialized_start=3374
+  _globals['_FAILURE']._serialized_end=3585
+  _globals['_FAILURE_KIND']._serialized_start=3501
+  _globals['_FAILURE_KIND']._serialized_end=3585
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from lockstep.internal.v1 import agent_service_pb2 as _agent_service_pb2
+from lockstep.v1 import training_job_pb2 as _training_job_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -36,6 +37,7 @@ class WorkerRequest(_message.Message):
     EVALUATE_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    GRADIENT_CHECK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___JoinRequest:
         """Prove yourself."""
@@ -68,6 +70,10 @@ class WorkerRequest(_message.Message):
     def heartbeat(self) -> Global___HeartbeatRequest:
         """Nothing; the coordinator lives."""
 
+    @_builtins.property
+    def gradient_check(self) -> Global___GradientCheckRequest:
+        """Compare the gradient of one tensor with differences of the loss."""
+
     def __init__(
         self,
         *,
@@ -79,12 +85,13 @@ class WorkerRequest(_message.Message):
         evaluate: Global___EvaluateRequest | None = ...,
         snapshot: Global___SnapshotRequest | None = ...,
         heartbeat: Global___HeartbeatRequest | None = ...,
+        gradient_check: Global___GradientCheckRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "gradient_check", b"gradient_check", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "gradient_check", b"gradient_check", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["join", "prepare", "connect", "restore", "stretch", "evaluate", "snapshot", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["join", "prepare", "connect", "restore", "stretch", "evaluate", "snapshot", "heartbeat", "gradient_check"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -102,6 +109,7 @@ class WorkerReply(_message.Message):
     STRETCH_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
+    GRADIENT_CHECK_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___JoinReply:
@@ -128,6 +136,10 @@ class WorkerReply(_message.Message):
         """To snapshot."""
 
     @_builtins.property
+    def gradient_check(self) -> Global___GradientCheckReply:
+        """To gradient_check."""
+
+    @_builtins.property
     def failure(self) -> Global___Failure:
         """Instead of an answer."""
 
@@ -140,13 +152,14 @@ class WorkerReply(_message.Message):
         stretch: Global___StretchReply | None = ...,
         evaluate: Global___EvaluateReply | None = ...,
         snapshot: Global___SnapshotReply | None = ...,
+        gradient_check: Global___GradientCheckReply | None = ...,
         failure: Global___Failure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "join", b"join", "prepare", b"prepare", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "gradient_check", b"gradient_check", "join", b"join", "prepare", b"prepare", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "join", b"join", "prepare", b"prepare", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "gradient_check", b"gradient_check", "join", b"join", "prepare", b"prepare", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_reply: _TypeAlias = _typing.Literal["join", "prepare", "done", "stretch", "evaluate", "snapshot", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_reply: _TypeAlias = _typing.Literal["join", "prepare", "done", "stretch", "evaluate", "snapshot", "gradient_check", "failure"]  # noqa: Y015
     _WhichOneofArgType_reply: _TypeAlias = _typing.Literal["reply", b"reply"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_reply) -> _WhichOneofReturnType_reply | None: ...
 
@@ -395,19 +408,23 @@ class StretchRequest(_message.Message):
 
     FIRST_STEP_FIELD_NUMBER: _builtins.int
     LAST_STEP_FIELD_NUMBER: _builtins.int
+    RATE_FACTOR_FIELD_NUMBER: _builtins.int
     first_step: _builtins.int
     """The first step."""
     last_step: _builtins.int
     """The last step."""
+    rate_factor: _builtins.float
+    """What the learning rates of these steps are multiplied by: what the controller made of the evaluations so far, else 1."""
     def __init__(
         self,
         *,
         first_step: _builtins.int = ...,
         last_step: _builtins.int = ...,
+        rate_factor: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_step", b"first_step", "last_step", b"last_step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_step", b"first_step", "last_step", b"last_step", "rate_factor", b"rate_factor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -566,22 +583,106 @@ class EvaluateReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SUMS_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sums(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockSums]:
         """One per maximal node inside this worker's range of blocks."""
+
+    @_builtins.property
+    def classes(self) -> Global___ClassCounts:
+        """Labels by class, over all blocks of this worker; empty where numbers are predicted."""
+
+    @_builtins.property
+    def scores(self) -> Global___ScoreCounts:
+        """Labels by score, likewise, where there are two classes."""
 
     def __init__(
         self,
         *,
         sums: _abc.Iterable[Global___BlockSums] | None = ...,
+        classes: Global___ClassCounts | None = ...,
+        scores: Global___ScoreCounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "scores", b"scores"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sums", b"sums"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "scores", b"scores", "sums", b"sums"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EvaluateReply: _TypeAlias = EvaluateReply  # noqa: Y015
+
+@_typing.final
+class ClassCounts(_message.Message):
+    """Counts by class, one per output of the model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUPPORT_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    CORRECT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def support(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Labels of the class."""
+
+    @_builtins.property
+    def predicted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How often it was predicted."""
+
+    @_builtins.property
+    def correct(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How often rightly."""
+
+    def __init__(
+        self,
+        *,
+        support: _abc.Iterable[_builtins.int] | None = ...,
+        predicted: _abc.Iterable[_builtins.int] | None = ...,
+        correct: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correct", b"correct", "predicted", b"predicted", "support", b"support"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassCounts: _TypeAlias = ClassCounts  # noqa: Y015
+
+@_typing.final
+class ScoreCounts(_message.Message):
+    """Labels of two classes by the bin of their score, bins without any left out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BINS_FIELD_NUMBER: _builtins.int
+    ZEROS_FIELD_NUMBER: _builtins.int
+    ONES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def bins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The bins, of 65,536."""
+
+    @_builtins.property
+    def zeros(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Labels 0 in each."""
+
+    @_builtins.property
+    def ones(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Labels 1 in each."""
+
+    def __init__(
+        self,
+        *,
+        bins: _abc.Iterable[_builtins.int] | None = ...,
+        zeros: _abc.Iterable[_builtins.int] | None = ...,
+        ones: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bins", b"bins", "ones", b"ones", "zeros", b"zeros"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreCounts: _TypeAlias = ScoreCounts  # noqa: Y015
 
 @_typing.final
 class BlockSums(_message.Message):
@@ -595,6 +696,15 @@ class BlockSums(_message.Message):
     DENOMINATOR_FIELD_NUMBER: _builtins.int
     CORRECT_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TOP_5_FIELD_NUMBER: _builtins.int
+    LOG_LOSS_SUM_FIELD_NUMBER: _builtins.int
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    SQUARED_ERROR_SUM_FIELD_NUMBER: _builtins.int
+    ABSOLUTE_ERROR_SUM_FIELD_NUMBER: _builtins.int
+    MEANS_FIELD_NUMBER: _builtins.int
+    DEVIATIONS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     first_block: _builtins.int
     """The first block."""
     end_block: _builtins.int
@@ -604,9 +714,33 @@ class BlockSums(_message.Message):
     denominator: _builtins.float
     """Sum of the rows' weights."""
     correct: _builtins.int
-    """Rows whose largest output is the label's."""
+    """Labels that are the largest output."""
     rows: _builtins.int
     """Rows."""
+    labels: _builtins.int
+    """Labels that count: one per row or position, the ignored label left out."""
+    top_5: _builtins.int
+    """Labels that are among the five largest outputs; 0 up to five classes."""
+    log_loss_sum: _builtins.float
+    """Sum of -log of the labels' probabilities."""
+    numbers: _builtins.int
+    """Numbers to predict that were compared."""
+    squared_error_sum: _builtins.float
+    """Sum of the squares of what they were missed by."""
+    absolute_error_sum: _builtins.float
+    """Sum of the absolute values of what they were missed by."""
+    @_builtins.property
+    def means(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Per output, the mean of the numbers to predict."""
+
+    @_builtins.property
+    def deviations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Per output, the sum of their squared deviations from it."""
+
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Per output, the sum of the squares of what they were missed by."""
+
     def __init__(
         self,
         *,
@@ -616,10 +750,19 @@ class BlockSums(_message.Message):
         denominator: _builtins.float = ...,
         correct: _builtins.int = ...,
         rows: _builtins.int = ...,
+        labels: _builtins.int = ...,
+        top_5: _builtins.int = ...,
+        log_loss_sum: _builtins.float = ...,
+        numbers: _builtins.int = ...,
+        squared_error_sum: _builtins.float = ...,
+        absolute_error_sum: _builtins.float = ...,
+        means: _abc.Iterable[_builtins.float] | None = ...,
+        deviations: _abc.Iterable[_builtins.float] | None = ...,
+        errors: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["correct", b"correct", "denominator", b"denominator", "end_block", b"end_block", "first_block", b"first_block", "loss_sum", b"loss_sum", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absolute_error_sum", b"absolute_error_sum", "correct", b"correct", "denominator", b"denominator", "deviations", b"deviations", "end_block", b"end_block", "errors", b"errors", "first_block", b"first_block", "labels", b"labels", "log_loss_sum", b"log_loss_sum", "loss_sum", b"loss_sum", "means", b"means", "numbers", b"numbers", "rows", b"rows", "squared_error_sum", b"squared_error_sum", "top_5", b"top_5"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -708,6 +851,56 @@ class StateVector(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StateVector: _TypeAlias = StateVector  # noqa: Y015
+
+@_typing.final
+class GradientCheckRequest(_message.Message):
+    """Compare the gradient of one tensor with differences of the loss, at the initial weights. The worker must be alone in its group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSOR_FIELD_NUMBER: _builtins.int
+    tensor: _builtins.int
+    """The tensor: 0, 1, ..."""
+    def __init__(
+        self,
+        *,
+        tensor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tensor", b"tensor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GradientCheckRequest: _TypeAlias = GradientCheckRequest  # noqa: Y015
+
+@_typing.final
+class GradientCheckReply(_message.Message):
+    """One tensor that was checked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSOR_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Rows that the loss is a sum over."""
+    @_builtins.property
+    def tensor(self) -> _training_job_pb2.TensorGradientCheck:
+        """What was found."""
+
+    def __init__(
+        self,
+        *,
+        tensor: _training_job_pb2.TensorGradientCheck | None = ...,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tensor", b"tensor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "tensor", b"tensor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GradientCheckReply: _TypeAlias = GradientCheckReply  # noqa: Y015
 
 @_typing.final
 class HeartbeatRequest(_message.Message):

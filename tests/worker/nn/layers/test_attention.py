@@ -31,6 +31,7 @@ from worker.specs import (
     InitializerRecord,
     LayerRecord,
     PositionsRecord,
+    ReshapeRecord,
     ResidualRecord,
     architecture,
 )
@@ -44,7 +45,8 @@ class Padded(LayerBench):
     hidden: Any
 
     def forward(self, x: Array) -> Array:
-        self.layer.mask_SRL[...] = np.where(self.hidden[: self.shards, : self.rows], module.HIDDEN, 0)  # type: ignore[attr-defined]
+        padding = self.record.padding_index
+        self.layer.look(np.where(self.hidden[: self.shards, : self.rows], padding, padding + 1).astype(self.dtype))
         return super().forward(x)
 
 
@@ -163,9 +165,10 @@ def test_large_scores_stay_finite_and_nan_stays_nan() -> None:
 def test_nothing_is_allocated() -> None:
     bench = LayerBench(AttentionRecord(4, True, 0), (40, 32), rows=20, dtype=np.float32)
     bench.x[...] = np.random.default_rng(11).standard_normal(bench.x.shape)
-    bench.layer.mask_SRL[...] = 0  # type: ignore[attr-defined]
+    indices = np.ones((2, 20, 40), np.float32)
     for _ in range(2):
         tracemalloc.start()
+        bench.layer.look(indices)
         bench.layer.forward(bench.x, None)
         bench.layer.backward(bench.dy)
         peak = tracemalloc.get_traced_memory()[1]
@@ -200,14 +203,19 @@ def test_biases_do_not_decay() -> None:
     }
 
 
-def test_it_is_read_and_padding_is_refused_as_long_as_nobody_marks_it() -> None:
+def test_it_is_read() -> None:
     model = ModelSpec(layers=[Layer(attention=Attention(heads=2, causal=True))])
     assert architecture(model, (3, 4)).layers == (AttentionRecord(2, True, None),)
     model.layers[0].attention.padding_index = 0
-    with pytest.raises(UserError) as raised:
-        architecture(model, (3, 4))
+    assert architecture(model, (3, 4)).layers == (AttentionRecord(2, True, 0),)
+
+
+@pytest.mark.parametrize("inputs", [(3, 4), (12,)])
+def test_padding_without_indices_at_the_input_is_refused(inputs: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="padding is looked for in the network's input; it has rows of shape") as raised:
+        layer_shapes(Architecture((ReshapeRecord((3, 4)), AttentionRecord(2, False, 0)), inputs))
     assert [(v.place, v.reason) for v in raised.value.violations] == [
-        ("model.layers[0].attention.padding_index", "FIELD_NOT_BUILT")
+        ("model.layers[1].attention.padding_index", "INVALID_FIELD")
     ]
 
 

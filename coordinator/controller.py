@@ -1,0 +1,62 @@
+"""The controller: what a run remembers of its evaluations, and the factor on the learning rate that follows from them. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from lockstep.contract.manifest import Manifest
+from worker.specs import PlateauSchedule, ScheduleRecord
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """A function of the schedule and of the validation losses at the steps that the spec fixes; of no time, worker or pause.
+
+    `seen_step` is the last evaluated step, 0 before the first; `best` the lowest validation loss and its step, the first of
+    equals, never NaN. `without_improvement` counts the evaluations since, or since the factor fell last; `rate_factor`
+    multiplies the learning rates of the steps behind `seen_step`, in float64. Only reduce-on-plateau moves these two.
+    """
+
+    schedule: ScheduleRecord
+    seen_step: int = 0
+    best: tuple[float, int] | None = None
+    without_improvement: int = 0
+    rate_factor: float = 1.0
+
+    def after(self, step: int, validation_loss: float) -> Controller:
+        """The controller once `step` was evaluated."""
+        seen = replace(self, seen_step=step)
+        if not math.isnan(validation_loss) and (self.best is None or validation_loss < self.best[0]):
+            return replace(seen, best=(validation_loss, step), without_improvement=0)
+        plateau = self.schedule
+        if not isinstance(plateau, PlateauSchedule) or step <= plateau.warmup_steps:
+            return seen
+        if self.without_improvement + 1 < plateau.patience:
+            return replace(seen, without_improvement=self.without_improvement + 1)
+        return replace(seen, without_improvement=0, rate_factor=self.rate_factor * plateau.factor)
+
+    def recorded(self) -> dict[str, Any]:
+        """The fields of a manifest that `restored` reads; JSON keeps every bit of them."""
+        return {
+            "best_validation_loss": self.best[0] if self.best else None,
+            "best_step": self.best[1] if self.best else None,
+            "controller": {
+                "seen_step": self.seen_step,
+                "without_improvement": self.without_improvement,
+                "rate_factor": self.rate_factor,
+            },
+        }
+
+    @classmethod
+    def restored(cls, schedule: ScheduleRecord, manifest: Manifest) -> Controller:
+        """The controller as it stood at a checkpoint. Manifests from before there was one say what was seen."""
+        best = None
+        if manifest.best_validation_loss is not None and manifest.best_step is not None:
+            best = (manifest.best_validation_loss, manifest.best_step)
+        kept = manifest.controller
+        if not kept:
+            return cls(schedule, manifest.step if manifest.validation_loss is not None else 0, best)
+        return cls(schedule, kept["seen_step"], best, kept["without_improvement"], kept["rate_factor"])
