@@ -286,6 +286,7 @@ FAR = 2**32 - 1
         (conv2d(4, groups=0), (5, 5, 4), {(".groups", "INVALID_FIELD")}),
         (conv2d(4, groups=3), (5, 5, 3), {(".groups", "INVALID_FIELD")}),
         (conv2d(4, groups=2), (5, 5, 3), {(".groups", "INVALID_FIELD")}),
+        (conv2d(1, (1024, 1024)), (1024, 1024, 257), {(".kernel", "MODEL_TOO_LARGE")}),
     ],
 )
 def test_what_does_not_fit_is_refused(record: Any, row: tuple[int, ...], places: set[tuple[str, str]]) -> None:
