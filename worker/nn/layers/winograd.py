@@ -146,8 +146,9 @@ class _Rows:
     v_4 = (d_4 - d_2) - 2 (d_3 - d_1)          U_4 = ((g_0 + 4 g_2) - 2 g_1) / 24
     v_5 = (d_5 - d_3) - 4 (d_3 - d_1)          U_5 = g_2
     m_k = U_k v_k
-    y_0 = (m_1 + m_2) + (m_3 + m_4) + m_0      y_1 = (m_1 - m_2) + 2 (m_3 - m_4)
-    y_2 = (m_1 + m_2) + 4 (m_3 + m_4)          y_3 = (m_1 - m_2) + 8 (m_3 - m_4) + m_5
+    a = (m_1 + m_2) + (m_3 + m_4)              y_1 = (m_1 - m_2) + 2 (m_3 - m_4)
+    y_0 = a + m_0                              y_2 = 3 (m_3 + m_4) + a
+    y_3 = 3 (2 (m_3 - m_4)) + y_1 + m_5
 
     Shapes: x (S, H, W, C, R), filters (C', kw, 3, C), U (6, C', kw C), y (S, H', W', C', R).
     """
@@ -158,11 +159,11 @@ class _Rows:
         self.filters = filters.transpose(2, 0, 1, 3)
         self.U = scratch((6, filters.shape[0], across.taps * filters.shape[3]))
         self.terms = scratch((3, *self.U.shape[1:]))
-        self.four, self.eight = (np.full((), value, x.dtype) for value in (4, 8))
+        self.three, self.four = (np.full((), value, x.dtype) for value in (3, 4))
         self.sixth, self.twentyfourth = (np.full((), value, x.dtype) for value in (-1 / 6, 1 / 24))
         self.quarter = np.full((), 1 / 4, x.dtype)
         widest = _line(y, across, x.shape[3])
-        self.room = scratch((4, widest))
+        self.room = scratch((2, widest))
         self.parts = _parts(x, y, down, across, scratch, tuple(scratch((3, widest))), constant((x[0, 0].size,)))
 
     def _transform(self) -> None:
@@ -192,7 +193,7 @@ class _Rows:
 
     def _four(self, part: _Part, four: _Four) -> None:
         U_0, U_1, U_2, U_3, U_4, U_5 = self.U
-        m, other, total, difference = (room[: part.size] for room in self.room)
+        m, other = (room[: part.size] for room in self.room)
         columns, m_lines, other_lines = part.columns, m.reshape(part.shape), other.reshape(part.shape)
         y_0, y_1, y_2, y_3 = four.flat
         steps = part.transform(four.rows)
@@ -206,21 +207,21 @@ class _Rows:
         np.matmul(U_3, columns, out=m_lines)
         next(steps)
         np.matmul(U_4, columns, out=other_lines)
-        np.add(m, other, out=total)
-        np.subtract(m, other, out=difference)
+        np.add(m, other, out=y_2)
+        np.subtract(m, other, out=y_3)
         next(steps)
         np.matmul(U_0, columns, out=m_lines)
-        np.multiply(total, self.four, out=other)
-        np.add(y_0, other, out=y_2)
-        np.add(y_0, total, out=y_0)
+        np.add(y_0, y_2, out=y_0)
+        np.multiply(y_2, self.three, out=y_2)
+        np.add(y_2, y_0, out=y_2)
         np.add(y_0, m, out=y_0)
         next(steps)
         np.matmul(U_5, columns, out=m_lines)
-        np.multiply(difference, self.eight, out=other)
-        np.add(y_1, other, out=y_3)
+        np.add(y_3, y_3, out=y_3)
+        np.add(y_1, y_3, out=y_1)
+        np.multiply(y_3, self.three, out=y_3)
+        np.add(y_3, y_1, out=y_3)
         np.add(y_3, m, out=y_3)
-        np.add(difference, difference, out=other)
-        np.add(y_1, other, out=y_1)
 
 
 @final
