@@ -18,6 +18,16 @@ from worker.nn.shapes.convolution import Windows
 LEAST_CHANNELS = 16
 
 
+# With so many filters of so many numbers dy is turned before the products that make dW: BLAS is faster by more than that costs.
+LEAST_TURNED = 32
+LEAST_NUMBERS = 64
+
+
+def turns(filters: int, size: int) -> bool:
+    """Whether a convolution of so many filters, with so many numbers each, turns dy from (C', R) to (R, C') for dW."""
+    return filters >= LEAST_TURNED and size >= LEAST_NUMBERS
+
+
 def _grouped(a: Array, groups: int) -> Array:
     """(S, H, W, C, R) as (S, H, W, G, C / G, R), a view."""
     return a.reshape(*a.shape[:3], groups, a.shape[3] // groups, a.shape[4])
@@ -36,10 +46,10 @@ def _line(image: Array, block: Block) -> Array:
 @final
 @dataclass(frozen=True, slots=True)
 class _Sum:
-    """Some windows of a block: dy (s, G, w, O, R), the columns (s, G, w, R, K), the products, and their sum and its total."""
+    """Some windows of a block: their columns (s, G, w, K, R), dy (s, G, w, R, O), the products, and their sum and its total."""
 
-    dy: Array
     columns: Array
+    dy: Array
     products: Array
     part: Array
     totals: list[tuple[Array, Array]]
@@ -57,8 +67,8 @@ class InputGradient(Protocol):
 class Products:
     """A convolution as products of filters and gathered columns, a row of windows at a time.
 
-    K is (kw, kh, C / G), O is C' / G. Forward: y[o] (G, O, R) = W (G, O, K) columns[o] (G, K, R). dW (G, O, K) = sum over o
-    of dy[o] columns[o]^T, positions from first to last. dx: see `_Phases` and `_Scattered`.
+    K is (kw, kh, C / G), O is C' / G. Forward: y[o] (G, O, R) = W (G, O, K) columns[o] (G, K, R). dW (G, K, O) = sum over o
+    of columns[o] dy[o]^T, positions from first to last. dx: see `_Phases` and `_Scattered`.
     """
 
     def __init__(
@@ -83,31 +93,45 @@ class Products:
         most = max(1, GATHERED // one)
         self.back = Gather(self.x, self.down, self.across, scratch, beside=one * min(most, self.across.count))
         widest, stacked = self.back.widest, self.back.shards
-        self.products = scratch((stacked, groups, min(most, widest), filters, size))
-        self.part = scratch((stacked, groups, filters, size))
-        self.dW = dW.reshape(len(dy), groups, filters, size)
-        self.steps = [(block, list(self._sums(block, _lines(_line(dy, block), groups), most))) for block in self.back.blocks]
+        self.products = scratch((stacked, groups, min(most, widest), size, filters))
+        self.part = scratch((stacked, groups, size, filters))
+        self.sum = scratch((len(dy), groups, size, filters))
+        self.dW_SGKO = dW.reshape(len(dy), groups, filters, size).transpose(0, 1, 3, 2)
+        turned = scratch((stacked, groups, widest, dy.shape[4], filters)) if turns(filters, size) else None
+        self.steps = [self._step(block, dy, turned, most) for block in self.back.blocks]
         self.input_gradient: InputGradient | None = None
         if dx is not None:
             self.input_gradient = input_gradient(self.memory, self.weight, groups, self.down, self.across, dy, dx)
 
+    def _step(
+        self, block: Block, dy: Array, turned: Array | None, most: int
+    ) -> tuple[Block, tuple[Array, Array] | None, list[_Sum]]:
+        """A block, what is turned before its products and where to, and these."""
+        lines = _lines(_line(dy, block), self.groups).transpose(0, 1, 2, 4, 3)
+        if turned is None:
+            return block, None, list(self._sums(block, lines, most))
+        room = turned[: len(lines), :, : lines.shape[2]]
+        return block, (room, lines), list(self._sums(block, room, most))
+
     def _sums(self, block: Block, dy: Array, most: int) -> Iterator[_Sum]:
-        shards, columns = len(dy), block.columns.transpose(0, 1, 2, 4, 3)
-        part = self.part[:shards]
-        totals = list(zip(self.dW[block.shards], part, strict=True))
+        shards, part = len(dy), self.part[: len(dy)]
+        totals = list(zip(self.sum[block.shards], part, strict=True))
         for first, last in chunks(dy.shape[2], most):
             products = self.products[:shards, :, : last - first]
-            yield _Sum(dy[:, :, first:last], columns[:, :, first:last], products, part, totals)
+            yield _Sum(block.columns[:, :, first:last], dy[:, :, first:last], products, part, totals)
 
     def backward(self) -> None:
-        self.dW.fill(0)
-        for block, sums in self.steps:
+        self.sum.fill(0)
+        for block, turn, sums in self.steps:
             self.back.fill(block)
+            if turn is not None:
+                np.copyto(*turn)
             for own in sums:
-                np.matmul(own.dy, own.columns, out=own.products)
+                np.matmul(own.columns, own.dy, out=own.products)
                 np.add.reduce(own.products, axis=2, out=own.part)
                 for total, part in own.totals:
                     np.add(total, part, out=total)
+        np.copyto(self.dW_SGKO, self.sum)
         if self.input_gradient is not None:
             self.input_gradient.run()
 

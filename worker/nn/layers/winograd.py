@@ -9,6 +9,7 @@ from typing import TypeAlias, final
 import numpy as np
 
 from worker.nn.layers.layer import Setting
+from worker.nn.layers.products import turns
 from worker.nn.layers.windows import NewArray, around, chunks
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import Windows
@@ -256,6 +257,7 @@ class Winograd:
         self.room = scratch((3, widest))
         self.dU = scratch((6, taps * channels, filters))
         self.part = scratch((taps * channels, filters))
+        self.turned = scratch((4, widest)) if turns(filters, taps * channels) else None
         self.dW = dW.transpose(0, 3, 2, 4, 1)
         self.dx: _Rows | None = None
         if dx is not None:
@@ -271,7 +273,7 @@ class Winograd:
                 for four in part.shards[shard]:
                     for number, dm in zip(part.transform(four.rows), self._transform(part, four), strict=True):
                         products = self.products[: len(dm)]
-                        np.matmul(part.columns, dm.transpose(0, 2, 1), out=products)
+                        np.matmul(part.columns, dm, out=products)
                         np.add.reduce(products, axis=0, out=self.part)
                         np.add(dU[number], self.part, out=dU[number])
             self._filters(dW, dU)
@@ -279,10 +281,19 @@ class Winograd:
             self.dx.run()
 
     def _transform(self, part: _Part, four: _Four) -> Iterator[Array]:
-        """dm (w, C', R), in the order of `_Part.transform`."""
-        (dy_0, dy_1, dy_2, dy_3), scale = four.flat, part.four
+        """dm (w, R, C'), in the order of `_Part.transform`."""
+        windows, filters, rows = part.shape
         flat, even, odd = (room[: part.size] for room in self.room)
-        dm = flat.reshape(part.shape)
+        if self.turned is None:
+            (dy_0, dy_1, dy_2, dy_3), dm = four.flat, flat.reshape(part.shape).transpose(0, 2, 1)
+            first, last = (four.lines[line].transpose(0, 2, 1) for line in (0, 3))
+        else:
+            dy_0, dy_1, dy_2, dy_3 = (room[: part.size] for room in self.turned)
+            first, second, third, last = (own.reshape(windows, rows, filters) for own in (dy_0, dy_1, dy_2, dy_3))
+            for to, line in zip((first, second, third, last), four.lines, strict=True):
+                np.copyto(to, line.transpose(0, 2, 1))
+            dm = flat.reshape(windows, rows, filters)
+        scale = part.four
         np.add(dy_0, dy_2, out=even)
         np.add(dy_1, dy_3, out=odd)
         np.add(even, odd, out=flat)
@@ -298,8 +309,8 @@ class Winograd:
         yield dm
         np.subtract(even, odd, out=flat)
         yield dm
-        yield four.lines[0]
-        yield four.lines[3]
+        yield first
+        yield last
 
     def _filters(self, dW: Array, dU: Array) -> None:
         """dU (6, kw C, C') to dW (3, kw, C, C'); dU is overwritten."""
