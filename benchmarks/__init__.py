@@ -1,1 +1,1 @@
-"""What Lockstep is measured against, and how: each script runs us and the peer in turn, in one run."""
+"""What sets Lockstep beside its peers: races for speed, and numbers computed by others to compare with."""

@@ -2,9 +2,9 @@
 
 Run it from the root of the repository, with a Python that has PyTorch, which the project itself does not need:
 
-    python3 -m venv /tmp/venv-torch
-    /tmp/venv-torch/bin/pip install torch==2.13.0 numpy
-    /tmp/venv-torch/bin/python -m benchmarks.make_vectors
+    python3 -m venv .venv-torch
+    .venv-torch/bin/pip install torch==2.13.0 numpy
+    .venv-torch/bin/python -m benchmarks.make_vectors
 
 A file holds one case a line, so that a change shows in a diff; on one machine the same cases give the same bytes. It takes
 nothing from the engine: the descriptions are those of the contract (proto/lockstep/v1), the tensors are in their public shapes.

@@ -33,7 +33,7 @@ class NodeMemory:
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepSums:
     """The sums of a step over the whole batch. When not `finite`, nothing was applied, on any worker."""
 

@@ -99,6 +99,10 @@ class ScalarSum:
 
     def of(self, reports: Mapping[int, F64]) -> tuple[float, float]:
         """(loss sum, denominator), float64."""
+        if not self._adds:
+            reporter, at = self._cells[self._result]
+            report = reports[reporter]
+            return float(report[at]), float(report[at + 1])
         losses = [float(reports[reporter][at]) for reporter, at in self._cells]
         denominators = [float(reports[reporter][at + 1]) for reporter, at in self._cells]
         for left, right in self._adds:

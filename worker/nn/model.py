@@ -143,6 +143,8 @@ class Model:
         """
         step = self._step(stacks, combine)
         losses, denominators, finite = step.run(stacks, streams)
+        if len(losses) == 1:
+            return Result((losses[0],), (denominators[0],), finite and math.isfinite(losses[0]))
         loss_sums = tuple([tree_sum(node, losses) for node in step.nodes])
         weights = tuple([tree_sum(node, denominators) for node in step.nodes])
         return Result(loss_sums, weights, finite and math.isfinite(sum(losses)))

@@ -54,6 +54,7 @@ class StackPass:
         self._build(arena, gradients)
         arena.place()
         self._build(arena, gradients)
+        self._forward = [self._caller(node, step) for node, step in zip(network.graph.nodes, self.steps, strict=True)]
         self.loss: Loss = build_loss(
             network.loss, shards, rows, network.output_shape, network.dtype, training=gradients is not None
         )
@@ -107,6 +108,24 @@ class StackPass:
         )
         return Transpose(node.view, setting) if node.kind == "turn" else build_layer(node.shapes.record, setting)
 
+    def _caller(self, node: Node, step: Layer | Join) -> tuple[Callable[[Array, Streams | None], Array], int, int]:
+        """How a node's forward pass is called: with (x, streams); which value x is, and which one it gives."""
+        values = self.values
+        if isinstance(step, Layer) and not step.looks:
+            return step.forward, node.inputs[0], node.output
+        if isinstance(step, Layer):
+
+            def looking(x: Array, streams: Streams | None, layer: Layer = step) -> Array:
+                layer.look(values[0])
+                return layer.forward(x, streams)
+
+            return looking, node.inputs[0], node.output
+
+        def joining(x: Array, streams: Streams | None, join: Join = step) -> Array:
+            return join.forward([values[value] for value in node.inputs])
+
+        return joining, node.inputs[0], node.output
+
     def _keep(self, arena: Arena, node: Node, step: Layer | Join, backward: int) -> None:
         """Says which arrays the backward pass reads, and shields what may not be overwritten."""
         for value in node.inputs:
@@ -154,14 +173,8 @@ class StackPass:
             streams = streams.after(self.first)
         values = self.values
         values[0] = x
-        for moment, (node, step) in enumerate(zip(self.network.graph.nodes, self.steps, strict=True)):
-            if isinstance(step, Layer):
-                if step.looks:
-                    step.look(x)
-                y = step.forward(values[node.inputs[0]], streams)
-            else:
-                y = step.forward([values[value] for value in node.inputs])
-            values[node.output] = y
+        for moment, (forward, source, output) in enumerate(self._forward):
+            y = values[output] = forward(values[source], streams)
             if look is not None:
                 look(moment, y)
         z = values[self.network.graph.result]
@@ -211,6 +224,11 @@ class StepPass:
             for moment, node in reversed(list(enumerate(graph.nodes)))
             if graph.learning[node.output]
         ]
+        # The same as what is called: the backward pass of each stack, its dy, and the sums of gradients that follow it.
+        self._backward = [
+            ([(own.steps[moment].backward, own.incoming[moment], own.sums[moment]) for own in self.passes], combine)
+            for moment, combine in self.backward
+        ]
 
     def losses(self, stacks: Sequence[tuple[Array, Any]], streams: Streams | None) -> tuple[list[float], list[float]]:
         """(loss sums, denominators) by shard: the forward half of `run`."""
@@ -229,9 +247,11 @@ class StepPass:
         for stack_pass in self.passes:
             stack_pass.take_gradient(stack_pass.loss.backward())
         finite = True
-        for moment, programs in self.backward:
-            for stack_pass in self.passes:
-                stack_pass.backward(moment)
+        for steps, programs in self._backward:
+            for backward, dy, sums in steps:
+                backward(dy)
+                for before, dx, total in sums:
+                    np.add(before, dx, out=total)
             for program in programs:
                 finite &= program.run()
         return loss_sums, denominators, finite

@@ -9,7 +9,7 @@ from worker.randomness import Purpose, Stream
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Streams:
     """Streams of step `step` for the shards from `first_shard` on."""
 

@@ -49,6 +49,7 @@ class Update:
                 self._keep[place], self._take[place] = entry.tensor.keep, 1 - entry.tensor.keep
         self._upper = np.array(clipping.value, dtype) if clipping.value else None
         self._lower = np.array(-clipping.value, dtype)
+        self._bounds = self._penalty is not None or self._upper is not None
         self._max_norm, self._scale = clipping.global_norm, np.ones((), dtype)
         # The pass in which the optimizer has its turn: a global norm must be known before.
         self._turn = 1 if self._max_norm else 0
@@ -93,7 +94,7 @@ class Update:
                 self._average(first - self.learned, parameters, gradient)
             return
         decays = first < self._decayed
-        if number == 0:
+        if number == 0 and self._bounds:
             self._bound(parameters, gradient, decays)
         norms, lamb = self.norms, self._lamb
         if norms is None:

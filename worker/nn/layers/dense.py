@@ -31,6 +31,10 @@ class Dense(Layer):
         self.b_O1 = setting.parameters["bias"][:, None] if record.bias else None
         self.y_SOR = self.y = setting.memory.output(self.output_shape)
         self.b_SOR = setting.memory.forward_scratch(self.output_shape)
+        # Of one shard, np.dot gives the bits of np.matmul and costs half as much beside the product.
+        self.alone = setting.shards == 1
+        self.x_SIR = setting.x
+        self.x_IR, self.y_OR = setting.x[0], self.y[0]
 
     def prepare_backward(self, dy_SOR: Array) -> Array:
         setting = self.setting
@@ -39,13 +43,21 @@ class Dense(Layer):
         self.db_SO = setting.gradients.get("bias")
         self.ones_R = setting.memory.constant((setting.rows,), 1)
         self.dx_SIR = setting.memory.input_gradient(self.input_shape) if setting.needs_input_gradient else None
+        if self.alone:
+            self.dy_OR, self.dW_OI = dy_SOR[0], self.dW_SOI[0]
+            self.db_O = None if self.db_SO is None else self.db_SO[0]
+            self.dx_IR = None if self.dx_SIR is None else self.dx_SIR[0]
         return dy_SOR if self.dx_SIR is None else self.dx_SIR
 
     def forward(self, x_SIR: Array, streams: Streams | None) -> Array:
-        self.check(x_SIR)
-        self.x_SIR = x_SIR
+        if x_SIR is not self.x_SIR:
+            self.check(x_SIR)
+            self.x_SIR, self.x_IR = x_SIR, x_SIR[0]
         y_SOR = self.y_SOR
-        np.matmul(self.W_OI, x_SIR, out=y_SOR)
+        if self.alone:
+            np.dot(self.W_OI, self.x_IR, self.y_OR)
+        else:
+            np.matmul(self.W_OI, x_SIR, out=y_SOR)
         if self.b_O1 is not None:
             # Spread out first: NumPy would do so itself, into memory that it allocates.
             np.copyto(self.b_SOR, self.b_O1)
@@ -53,6 +65,8 @@ class Dense(Layer):
         return y_SOR
 
     def backward(self, dy_SOR: Array) -> Array:
+        if self.alone:
+            return self._backward_alone(dy_SOR)
         np.matmul(dy_SOR, self.x_SIR.transpose(0, 2, 1), out=self.dW_SOI)
         if self.db_SO is not None:
             # A product with ones: three times as fast as a sum along the rows.
@@ -61,3 +75,13 @@ class Dense(Layer):
             return dy_SOR
         np.matmul(self.W_IO, dy_SOR, out=self.dx_SIR)
         return self.dx_SIR
+
+    def _backward_alone(self, dy_SOR: Array) -> Array:
+        dy_OR = self.dy_OR
+        np.dot(dy_OR, self.x_IR.T, self.dW_OI)
+        if self.db_O is not None:
+            np.dot(dy_OR, self.ones_R, self.db_O)
+        if self.dx_IR is None:
+            return dy_SOR
+        np.dot(self.W_IO, dy_OR, self.dx_IR)
+        return self.dx_SIR  # type: ignore[return-value]

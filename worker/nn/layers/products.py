@@ -17,7 +17,6 @@ from worker.nn.shapes.convolution import Windows
 # With fewer channels a product for each tap along the height is too flat: all of them are one, and their results are added.
 LEAST_CHANNELS = 16
 
-
 # With so many filters of so many numbers dy is turned before the products that make dW: BLAS is faster by more than that costs.
 LEAST_TURNED = 32
 LEAST_NUMBERS = 64

@@ -44,8 +44,9 @@ class Relu(Layer):
         self.integers = np.dtype(f"i{self.setting.dtype.itemsize}")
         self.y_bits = self.y.view(self.integers)
         self.ones = self.setting.memory.constant(self.piece, 1, self.integers)
-        self.open = self.setting.memory.backward_scratch(self.piece, self.integers)
+        self.open = self.setting.memory.backward_scratch(self.piece if self.parts else (0,), self.integers)
         self.dx = self.room_for_input_gradient(dy)
+        self.dy_bits, self.dx_bits = dy.view(self.integers), self.dx.view(self.integers)
         return self.dx
 
     def forward(self, x: Array, streams: Streams | None) -> Array:
@@ -59,14 +60,14 @@ class Relu(Layer):
         return self.y
 
     def backward(self, dy: Array) -> Array:
-        # An integer product with 0 or 1 keeps or clears the bits of dy.
+        # An integer product with 0 or 1 keeps or clears the bits of dy; y is not needed any more.
         if not self.parts:
-            is_open = np.minimum(self.y_bits, self.ones, out=self.open)
-            np.multiply(dy.view(self.integers), is_open, out=self.dx.view(self.integers))
+            open_or_closed = np.minimum(self.y_bits, self.ones, out=self.y_bits)
+            np.multiply(self.dy_bits, open_or_closed, out=self.dx_bits)
             return self.dx
-        bits, given, dx = self.y_bits.reshape(-1), dy.view(self.integers).reshape(-1), self.dx.view(self.integers).reshape(-1)
+        bits, given, dx = self.y_bits.reshape(-1), self.dy_bits.reshape(-1), self.dx_bits.reshape(-1)
         for part in self.parts:
             own = bits[part]
-            is_open = np.minimum(own, self.ones[: own.size], out=self.open[: own.size])
-            np.multiply(given[part], is_open, out=dx[part])
+            open_or_closed = np.minimum(own, self.ones[: own.size], out=self.open[: own.size])
+            np.multiply(given[part], open_or_closed, out=dx[part])
         return self.dx

@@ -35,7 +35,7 @@ class Transpose(Layer):
     def __init__(self, view: bool, setting: Setting) -> None:
         super().__init__(setting)
         self._from, self._to = setting.layout, _other(setting.layout)
-        self.view = view
+        self.view, self._x = view, setting.x
         y = turned(setting.x, self._from)
         self.y = y if view else setting.memory.output(y.shape)
 
@@ -49,7 +49,9 @@ class Transpose(Layer):
 
     def forward(self, x: Array, streams: Streams | None) -> Array:
         if self.view:
-            return turned(x, self._from)
+            if x is not self._x:
+                self._x, self.y = x, turned(x, self._from)
+            return self.y
         _copy(self.y, turned(x, self._from), self._to)
         return self.y
 

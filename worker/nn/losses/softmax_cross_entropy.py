@@ -72,6 +72,9 @@ class SoftmaxCrossEntropy(Loss):
             self.losses_SN = self.row_losses
         self.count_per_row(per_row)
         self._take_options(record)
+        # The arrays that came last: the same come at each step.
+        self.z: Array = aligned_zeros((0,), dtype)
+        self.y: NDArray[Any] = self.z
 
     def _take_options(self, record: SoftmaxCrossEntropyRecord) -> None:
         shape = self.index_SN.shape
@@ -98,10 +101,11 @@ class SoftmaxCrossEntropy(Loss):
         return output_shape[:-1]
 
     def forward(self, z: Array, y: NDArray[Any]) -> None:
-        labels_SN = self._labels(y.reshape(self.index_SN.shape))
+        labels_SN = self._labels(y)
         if self.has_factors:
             self._weigh(labels_SN)
-        self.z, self.seen, self.flat = z, z.reshape(self.seen_shape), z.reshape(-1)
+        if z is not self.z:
+            self.z, self.seen, self.flat = z, z.reshape(self.seen_shape), z.reshape(-1)
         d, picked_SN = self.seen, self.picked_SN
         np.maximum.reduce(d, axis=self.axis, out=self.m, keepdims=True)
         # Spread out first: NumPy would do so itself, into memory that it allocates.
@@ -141,19 +145,22 @@ class SoftmaxCrossEntropy(Loss):
         return self.z
 
     def check(self, y: NDArray[Any]) -> None:
-        self._labels(y.reshape(self.index_SN.shape))
+        self._labels(y)
 
-    def _labels(self, y_SN: NDArray[Any]) -> NDArray[Any]:
-        """The labels, 0 in place of the ignored one."""
-        labels_SN = y_SN
+    def _labels(self, y: NDArray[Any]) -> NDArray[Any]:
+        """The labels (S, N), 0 in place of the ignored one."""
+        if y is not self.y:
+            self.y, self.y_SN = y, y.reshape(self.index_SN.shape)
+            # As unsigned numbers the negative labels are the largest.
+            self.unsigned = (self.y_SN if self.ignored is None else self.labels_SN).view(np.uint64).reshape(-1)
+        labels_SN = y_SN = self.y_SN
         if self.ignored is not None:
             labels_SN = self.labels_SN
             np.not_equal(y_SN, self.ignored_label, out=self.counts_SN)
             np.copyto(self.ones_SN, self.counts_SN)
             np.multiply(y_SN, self.ones_SN, out=labels_SN)
-        # As unsigned numbers the negative labels are the largest.
-        flat = labels_SN.view(np.uint64).reshape(-1)
-        if flat[flat.argmax()] >= self.classes:
+        unsigned = self.unsigned
+        if unsigned[unsigned.argmax()] >= self.classes:
             wrong = int(labels_SN[(labels_SN < 0) | (labels_SN >= self.classes)][0])
             remedy = f"labels must be whole numbers from 0 to {self.classes - 1}"
             if self.ignored is not None:
