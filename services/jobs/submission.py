@@ -109,14 +109,13 @@ def prepare(
 def unknown_dataset(name: str, known: Sequence[str]) -> Violation:
     """The refusal of a dataset that is not there; likely names are offered."""
     short = name.removeprefix("datasets/")
-    likely = difflib.get_close_matches(short.partition("@")[0], known, n=3) or list(known[:5])
-    names = ", ".join(f"datasets/{word}" for word in likely)
+    likely = difflib.get_close_matches(short.partition("@")[0], known, n=3)
     if short.partition("@")[0] in known:
         remedy = f"the dataset has no such version; `lockstep dataset show {short.partition('@')[0]}` lists them"
-    elif known:
-        remedy = f"there is no such dataset; registered: {names}"
     else:
-        remedy = "there is no such dataset; register it with `lockstep dataset push`"
+        names = " or ".join(f"datasets/{word}" for word in likely)
+        guess = f"did you mean {names}? " if likely else ""
+        remedy = f"there is no such dataset; {guess}`lockstep dataset push` registers one"
     return Violation("dataset", name, remedy, "UNKNOWN_DATASET")
 
 

@@ -160,6 +160,7 @@ def test_show_has_the_metrics_and_a_table_of_the_classes(lockstep: Lockstep, ser
     job.result.validation_classes.add(label=1, support=0, predicted=0, correct=0)
     lines = lockstep("show", "a").out.splitlines()
     assert "validation  precision 75.00 %, F1 of class 1 0.5, ROC AUC 0.9877" in lines
+    assert "result      ROC AUC 0.9877" in lines
     assert [line.split() for line in lines[-3:]] == [
         ["CLASS", "SUPPORT", "PRECISION", "RECALL", "F1"],
         ["cat", "1,234", "-", "99.68", "%", "0.9943"],
@@ -267,6 +268,8 @@ def test_datasets(lockstep: Lockstep, server: FakeServer, tmp_path: Path) -> Non
     classes = server.datasets["datasets/iris"].schema.classes
     classes.positions, classes.no_label = 128, -100
     assert "2 classes at each of 128 positions (-100 where there is none)" in lockstep("dataset", "show", "iris").out
+    server.datasets["datasets/iris"].schema.numbers.width = 1
+    assert "inputs , a number to predict, 0 B" in lockstep("dataset", "show", "iris").out
     assert lockstep("dataset", "delete", "iris") == (0, "", "deleted datasets/iris\n")
     done = lockstep("dataset", "push", "Iris 2.csv", "iris")
     assert done.code == 2

@@ -116,6 +116,37 @@ def test_as_json_it_is_the_finished_job(
     assert "RUNNING" in done.err
 
 
+def test_several_files_are_checked_one_after_the_other(lockstep: Lockstep, server: FakeServer, job_file: Path) -> None:
+    other = job_file.with_name("other.yaml")
+    other.write_text(job_file.read_text())
+    server.result = found(6e-10)
+    server.watches += [a_check(State.FAILED, WRONG), a_check(State.SUCCEEDED)]
+    done = lockstep("gradcheck", job_file.name, other.name)
+    assert done.code == 1
+    first, second = done.out.split("\n\n")
+    assert first.startswith("digits.yaml\nTENSOR") and first.endswith(f"jobs/digits-mlp-7f3a  FAILED: {WRONG}")
+    assert second.startswith("other.yaml\nTENSOR") and second.endswith("jobs/digits-mlp-7f3a  SUCCEEDED\n")
+    assert done.err.splitlines()[-1] == "1 of 2 passed, not: digits.yaml"
+    server.watches += [a_check(State.SUCCEEDED), a_check(State.SUCCEEDED)]
+    done = lockstep("gradcheck", "--json", job_file.name, other.name)
+    assert (done.code, [job["kind"] for job in done.objects()]) == (0, ["GRADIENT_CHECK"] * 2)
+    assert done.err.splitlines()[-1] == "2 of 2 passed"
+
+
+def test_nothing_is_checked_where_one_of_several_files_is_wrong(
+    lockstep: Lockstep, server: FakeServer, job_file: Path, tmp_path: Path
+) -> None:
+    bad = job_file.with_name("bad.yaml")
+    bad.write_text(job_file.read_text().replace("units: 128", "units: -1"))
+    done = lockstep("gradcheck", bad.name, job_file.name, "missing.yaml")
+    assert (done.code, done.out) == (2, "") and not server.jobs
+    wrong, missing = done.err.splitlines()
+    assert wrong.startswith("error: bad.yaml:") and missing.startswith("error: missing.yaml: it cannot be read")
+    (tmp_path / "token").write_text("wrong")
+    done = lockstep("gradcheck", job_file.name, job_file.name)
+    assert (done.code, len(done.err.splitlines())) == (2, 1)  # what is wrong with the server is said once
+
+
 def test_show_and_watch_tell_it_too(lockstep: Lockstep, server: FakeServer) -> None:
     job = server.add_job("check-1", State.SUCCEEDED)
     job.kind, job.plan.total_steps, job.progress.step = training_job_pb2.TrainingJob.GRADIENT_CHECK, 2, 2

@@ -95,6 +95,7 @@ def test_a_wrong_backward_fails_the_job_and_is_named(tmp_path: Path, monkeypatch
     def wrong(self: Dense, dy: Array) -> Array:
         dx = backward(self, dy)
         if self.setting.shapes.name == "2.dense":
+            assert self.dW_SOI is not None
             self.dW_SOI[:, 2, 5] *= 1.001
         return dx
 

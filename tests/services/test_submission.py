@@ -30,7 +30,10 @@ def refused(job: JobSpec, version: Version | None = VERSION, known: tuple[str, .
 def test_an_unknown_version_of_a_known_dataset_is_told_from_an_unknown_dataset() -> None:
     versions = refused(spec(dataset="datasets/digits@deadbeef"), None)
     assert versions["dataset"].endswith("the dataset has no such version; `lockstep dataset show digits` lists them")
-    assert "there is no such dataset; registered: datasets/digits" in refused(spec(dataset="datasets/digit"), None)["dataset"]
+    assert (
+        "there is no such dataset; did you mean datasets/digits? `lockstep dataset push` registers one"
+        in refused(spec(dataset="datasets/digit"), None)["dataset"]
+    )
 
 
 def test_defaults_are_filled_in_once() -> None:
@@ -197,7 +200,7 @@ def test_labels_at_positions_need_outputs_at_them_and_a_label_to_ignore() -> Non
 
 def test_an_unknown_dataset_offers_likely_names() -> None:
     wrong = refused(spec(dataset="datasets/digit"), None, ("iris", "digits"))
-    assert "registered: datasets/digits" in wrong["dataset"]
+    assert "did you mean datasets/digits?" in wrong["dataset"]
     assert "lockstep dataset push" in refused(spec(), None, ())["dataset"]
 
 

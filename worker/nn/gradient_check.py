@@ -26,10 +26,11 @@ TOLERANCE = 1e-6
 # it is open in one precision and closed in the other gives more, the less the more units there are.
 FLOAT32_TOLERANCE = 1e-2
 
-# Step of the central differences, relative to the parameter's size. The extrapolation's error is of its fourth power.
-STEP = 1e-4
+# Steps of the central differences, relative to the parameter's size. The extrapolation's error is of their fourth power; the
+# second, at which rounding counts for more, is for where a kink lies within the first.
+STEPS = (1e-4, 1e-6)
 
-# Evaluations of the loss that one element takes.
+# Evaluations of the loss that one element takes, with one step.
 EVALUATIONS_AN_ELEMENT = 4
 
 # What is known of a loss, in units of its last place.
@@ -73,8 +74,8 @@ class GradientCheck:
     With f the loss along one parameter, D(h) = (f(h) - f(-h)) / 2h and S(h) = f(h) - 2 f(0) + f(-h), the derivative is taken
     as (4 D(h/2) - D(h)) / 3 (Richardson 1911). A unit that crosses a kink on the way (rectifiers, maxima, hinges) shows:
     where f is smooth, k = max(|D(h) - D(h/2)|, |S(h) / h - 4 S(h/2) / h|) is of the order h^2, while one kink within h makes k
-    at least 6/7 of the error that it causes, wherever it lies. An element that is wrong by at most 2 k is skipped, for the
-    difference says no more about it; any other counts.
+    at least 6/7 of the error that it causes, wherever it lies. An element that is wrong by at most 2 k is tried again with a
+    shorter h, and then skipped, for the difference says no more about it; any other counts.
 
     The relative error is the error over the larger of both derivatives; or, where both are smaller, over a thousandth of the
     tensor's largest, or over the size at which the rounding of f is an error of TOLERANCE. The deviation of a layer is
@@ -125,10 +126,15 @@ class GradientCheck:
         for element in self._drawn(number, entry):
             if checked + skipped and enough():
                 break
-            measured, backward = self._derivative(entry.offset + element), float(gradient[element])
-            apart = abs(measured.value - backward)
-            error = apart / max(abs(measured.value), abs(backward), floor, measured.rounding / TOLERANCE)
-            if error >= TOLERANCE and apart <= 2 * measured.kink:
+            backward = float(gradient[element])
+            for relative_step in STEPS:
+                measured = self._derivative(entry.offset + element, relative_step)
+                apart = abs(measured.value - backward)
+                error = apart / max(abs(measured.value), abs(backward), floor, measured.rounding / TOLERANCE)
+                at_a_kink = error >= TOLERANCE and apart <= 2 * measured.kink
+                if not at_a_kink:
+                    break
+            if at_a_kink:
                 skipped += 1
                 continue
             checked += 1
@@ -159,10 +165,10 @@ class GradientCheck:
             drawn.append((word, first + word % (end - first)))
         return [element for _, element in sorted(drawn)]
 
-    def _derivative(self, index: int) -> Derivative:
+    def _derivative(self, index: int, relative_step: float) -> Derivative:
         """The derivative of the loss sum with respect to an element of the flat vector."""
         kept = float(self._model.parameters[index])
-        step = STEP * max(1.0, abs(kept))
+        step = relative_step * max(1.0, abs(kept))
         with np.errstate(all="ignore"):
             (above, below), (near_above, near_below) = (
                 [self._loss_at(index, kept + side * h) for side in (1, -1)] for h in (step, step / 2)

@@ -11,13 +11,14 @@ from worker.nn.arena import Arena, Tenancy
 from worker.nn.combination import Node as Subtree
 from worker.nn.combination import Program, Span, plan_span, span_stacks, spans
 from worker.nn.graph import Graph, Node
-from worker.nn.layers import Layer, Layout, Setting, build_layer
+from worker.nn.layers import Layer, Layout, Setting, build_layer, layer_class
 from worker.nn.layers.joins import Add, Concatenate, Join
 from worker.nn.layers.transpose import Transpose
 from worker.nn.losses import Loss, build_loss
 from worker.nn.parameters import Array, aligned_zeros, internal_views
-from worker.nn.shapes import BLOCK_FLOATS, LayerShapes, ParameterLayout
+from worker.nn.shapes import BLOCK_FLOATS, LayerShapes, ParameterLayout, flattened
 from worker.nn.streams import Streams
+from worker.nn.tiles import TiledSum, scratch_tiles
 from worker.specs import LossRecord
 
 
@@ -35,10 +36,22 @@ class Network:
         self.graph = Graph.of(shapes, self.result_layout)
         self.parameters = internal_views(layout, flat)
         self.spans = spans(layout)
+        by_number = {layer.number: layer for layer in flattened(shapes)}
+        # Spans that are one large weight, which its layer gives tile by tile.
+        self.tiled = [span for span in self.spans if _is_tiled(span, by_number)]
 
     def tensors_of(self, layer: LayerShapes, views: dict[str, Array]) -> dict[str, Array]:
-        """A layer's own tensors out of all, by their short names."""
-        return {name: views[f"{layer.name}.{name}"] for name in layer.tensors}
+        """A layer's own tensors out of all that are there, by their short names."""
+        names = ((name, f"{layer.name}.{name}") for name in layer.tensors)
+        return {name: views[full] for name, full in names if full in views}
+
+
+def _is_tiled(span: Span, layers: dict[int, LayerShapes]) -> bool:
+    entry, layer = span.entries[0], layers[span.entries[0].layer]
+    if len(span.entries) > 1 or entry.size <= BLOCK_FLOATS or not layer.tensors:
+        return False
+    kind = layer_class(layer.record, layer.input_shape)
+    return kind.tiled is not None and entry.name == f"{layer.name}.{kind.tiled}"
 
 
 @final
@@ -182,6 +195,12 @@ class StackPass:
             np.copyto(self.z, z)
         return self.z
 
+    def layer(self, moment: int) -> Layer:
+        """The layer of a node."""
+        step = self.steps[moment]
+        assert isinstance(step, Layer)
+        return step
+
     def take_gradient(self, dz: Array) -> None:
         """Puts the gradient of the outputs where the last node reads it."""
         if dz is not self.z:
@@ -203,11 +222,12 @@ class StepPass:
         leaves = sum(shards for shards, _ in stacks)
         # Where every subtree is one shard, its gradient is written in place.
         direct = len(nodes) == leaves
-        scratch = None if direct else span_stacks(network.spans, leaves, network.dtype)
+        whole = [span for span in network.spans if span not in network.tiled]
+        scratch = None if direct else span_stacks(whole, leaves, network.dtype)
         zeros = aligned_zeros((min(BLOCK_FLOATS, network.layout.size),), network.dtype)
-        programs: dict[int, list[Program]] = {}
+        programs: dict[int, list[Program | TiledSum]] = {}
         views: dict[str, Array] = {}
-        for number, span in enumerate(network.spans):
+        for number, span in enumerate(whole):
             stack = None if scratch is None else scratch[number]
             programs.setdefault(span.layer, []).append(plan_span(span, nodes, stack, gradients, zeros))
             views.update(_gradient_views(span, gradients[:leaves] if stack is None else stack, stack is not None))
@@ -218,6 +238,7 @@ class StepPass:
             self.passes.append(StackPass(network, shards, rows, own, first))
             first += shards
         graph = network.graph
+        self._add_tiled_sums(network, programs, gradients, zeros)
         # From the last node down to the first that learns; each with what combines the spans that it completes.
         self.backward = [
             (moment, programs.pop(node.shapes.number, []) if node.kind == "layer" else [])
@@ -229,6 +250,18 @@ class StepPass:
             ([(own.steps[moment].backward, own.incoming[moment], own.sums[moment]) for own in self.passes], combine)
             for moment, combine in self.backward
         ]
+
+    def _add_tiled_sums(
+        self, network: Network, programs: dict[int, list[Program | TiledSum]], gradients: Array, zeros: Array
+    ) -> None:
+        moments = {node.shapes.number: at for at, node in enumerate(network.graph.nodes) if node.kind == "layer"}
+        entries = [span.entries[0] for span in network.tiled]
+        scratch = scratch_tiles([entry.internal_shape for entry in entries], self.nodes, network.dtype)
+        for entry in entries:
+            leaves = [(own.layer(moments[entry.layer]), shard) for own in self.passes for shard in range(own.shards)]
+            rows = gradients[: len(self.nodes), entry.offset : entry.offset + entry.size]
+            out = rows.reshape(len(self.nodes), *entry.internal_shape)
+            programs.setdefault(entry.layer, []).append(TiledSum(leaves, self.nodes, out, scratch, zeros))
 
     def losses(self, stacks: Sequence[tuple[Array, Any]], streams: Streams | None) -> tuple[list[float], list[float]]:
         """(loss sums, denominators) by shard: the forward half of `run`."""

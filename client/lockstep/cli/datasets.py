@@ -83,7 +83,8 @@ def _name_and_file(words: tuple[str, ...]) -> tuple[str, str]:
 def _schema_words(schema: dataset_service_pb2.DatasetSchema) -> str:
     shape = " x ".join(map(str, schema.input_shape))
     if schema.HasField("numbers"):
-        wanted = f"{schema.numbers.width} numbers to predict"
+        width = schema.numbers.width
+        wanted = "a number to predict" if width == 1 else f"{width:,} numbers to predict"
     else:
         names = ", ".join(schema.classes.names[:10]) + (", ..." if len(schema.classes.names) > 10 else "")
         wanted = f"{schema.classes.count:,} classes" + (f" ({names})" if names else "")

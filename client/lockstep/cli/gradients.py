@@ -1,8 +1,10 @@
-"""The command that has a job's gradients compared with differences of its loss: gradcheck."""
+"""The command that has jobs' gradients compared with differences of their losses: gradcheck."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,33 +12,66 @@ from lockstep.cli.conventions import NOT_SUCCEEDED, Target, as_json
 from lockstep.cli.job_lines import State, gradient_table, state_line
 from lockstep.cli.jobs import ended
 from lockstep.cli.output import json_line, result, talk
+from lockstep.contract.errors import UserError, Violation
 from lockstep.v1 import training_job_pb2
+
+if TYPE_CHECKING:
+    from lockstep.client import Client
+
+CHECK = training_job_pb2.TrainingJob.GRADIENT_CHECK
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("files", metavar="FILE...", type=click.Path(), nargs=-1, required=True)
 @as_json
 @click.pass_obj
-def gradcheck(target: Target, file: str, as_json: bool) -> None:
-    """Check the backward pass of the job in FILE, as a job of its own on one worker.
+def gradcheck(target: Target, files: tuple[str, ...], as_json: bool) -> None:
+    """Check the backward pass of the job in each FILE, as a job of its own on one worker, one after the other.
 
     The gradients at the initial weights, on rows of the dataset, are compared with central differences of the loss in float64,
-    and those in float32 with those in float64. Progress goes to stderr, the table to stdout. Exit code 1: a gradient is wrong,
-    or the job did not get so far.
+    and those in float32 with those in float64. Progress goes to stderr, a table for each job to stdout. Nothing is checked if
+    one of several files is refused. Exit code 1: a gradient is wrong, or a job did not get so far.
     """
+    failed = []
+    with target.connect() as client:
+        if len(files) > 1:
+            _refuse_early(client, files)
+        for number, file in enumerate(files):
+            if len(files) > 1 and not as_json:
+                result(f"\n{file}" if number else file)
+            job = _checked(client, file)
+            if as_json:
+                json_line(job)
+            else:
+                if job.result.HasField("gradient_check"):
+                    gradient_table(job.result.gradient_check)
+                result(state_line(job))
+            if job.state != State.SUCCEEDED:
+                failed.append(file)
+    if len(files) > 1:
+        talk(f"{len(files) - len(failed)} of {len(files)} passed" + (f", not: {', '.join(failed)}" if failed else ""))
+    if failed:
+        raise click.exceptions.Exit(NOT_SUCCEEDED)
+
+
+def _refuse_early(client: Client, files: Sequence[str]) -> None:
+    """Raises UserError with all that is wrong with all of the files, before the first of them takes its time."""
+    found: dict[Violation, None] = {}  # in order; what is wrong with the server is said once
+    for file in files:
+        try:
+            client.submit(file, kind=CHECK, validate_only=True)
+        except UserError as error:
+            found |= dict.fromkeys(error.violations)
+    if found:
+        raise UserError(list(found))
+
+
+def _checked(client: Client, file: str) -> training_job_pb2.TrainingJob:
+    """The check of the job in a file, at its end."""
     from lockstep.cli.progress import PlainView
 
-    with target.connect() as client:
-        submitted = client.submit(file, kind=training_job_pb2.TrainingJob.GRADIENT_CHECK)
-        talk(submitted.name)
-        for warning in submitted.warnings:
-            talk(f"note: {warning}")
-        job = ended(client, submitted.name, nullcontext(PlainView(say=talk).show))
-    if as_json:
-        json_line(job)
-    else:
-        if job.result.HasField("gradient_check"):
-            gradient_table(job.result.gradient_check)
-        result(state_line(job))
-    if job.state != State.SUCCEEDED:
-        raise click.exceptions.Exit(NOT_SUCCEEDED)
+    submitted = client.submit(file, kind=CHECK)
+    talk(submitted.name)
+    for warning in submitted.warnings:
+        talk(f"note: {warning}")
+    return ended(client, submitted.name, nullcontext(PlainView(say=talk).show))

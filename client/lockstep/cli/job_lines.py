@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lockstep.cli.metric_words import HEADLINES, metric_words
 from lockstep.cli.output import number, percent, table
 from lockstep.v1 import training_job_pb2
 
@@ -17,7 +18,7 @@ def state_line(job: training_job_pb2.TrainingJob) -> str:
 
 
 def result_words(outcome: training_job_pb2.Result) -> str:
-    """A result in one line: step, losses, accuracy, hash."""
+    """A result in one line: step, losses, accuracy, the metrics that are told first, hash."""
     words = [f"step {outcome.step:,}"] if outcome.step else []
     if outcome.HasField("loss"):
         words.append(f"loss {number(outcome.loss)}")
@@ -25,6 +26,8 @@ def result_words(outcome: training_job_pb2.Result) -> str:
         words.append(f"validation loss {number(outcome.validation_loss)}")
     if outcome.HasField("validation_accuracy"):
         words.append(f"validation accuracy {percent(outcome.validation_accuracy)}")
+    metrics = outcome.validation_metrics.ListFields()
+    words += [metric_words(field.name, value) for field, value in metrics if field.name in HEADLINES]
     if outcome.weights_sha256:
         words.append(f"weights_sha256 {outcome.weights_sha256}")
     return ", ".join(words)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.worker.nn.networks import CROSS_ENTROPY, SQUARES, dense_net, draw_stack
-from worker.nn.gradient_check import FLOAT32_TOLERANCE, STEP, GradientCheck, check_gradients
+from worker.nn.gradient_check import FLOAT32_TOLERANCE, STEPS, GradientCheck, check_gradients
 from worker.nn.gradient_check import TOLERANCE as WORST
 from worker.nn.layers import Relu
 from worker.nn.layers.dense import Dense
@@ -85,6 +85,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, layer: str, output: int, source: in
     def wrong(self: Dense, dy: Array) -> Array:
         dx = backward(self, dy)
         if self.setting.shapes.name == layer:
+            assert self.dW_SOI is not None
             self.dW_SOI[:, output, source] *= factor
         return dx
 
@@ -117,8 +118,8 @@ def rectifier_at(distance: float) -> tuple[Architecture, Stack, Array]:
     "part", [0.0, 1e-9, 0.1, 0.25, 2 / 7, 1 / 3, 3 / 7, 0.499, 0.5, 0.7, 0.99, 1.0, 1.5, -1e-9, -0.3, -0.8, -2.0]
 )
 def test_a_kink_is_never_an_error(part: float) -> None:
-    """However far from the rectifier's edge, in steps: beyond a step it is checked, within one it may be skipped."""
-    architecture, stack, parameters = rectifier_at(part * STEP)
+    """However far from the rectifier's edge, in steps: beyond the shortest it is checked, within it it may be skipped."""
+    architecture, stack, parameters = rectifier_at(part * STEPS[-1])
     checks = {check.name: check for check in check_gradients(architecture, SQUARES, [stack], parameters=parameters)}
     assert all(check.worst_relative_error < WORST for check in checks.values())
     bias = checks["0.dense.bias"]
@@ -127,6 +128,14 @@ def test_a_kink_is_never_an_error(part: float) -> None:
         assert bias.skipped == 0
     if part in (0.0, 0.1, 0.25, -0.3):
         assert bias.skipped == 1
+
+
+def test_a_kink_within_the_first_step_alone_is_checked_with_the_second() -> None:
+    architecture, stack, parameters = rectifier_at(0.1 * STEPS[0])
+    checks = {check.name: check for check in check_gradients(architecture, SQUARES, [stack], parameters=parameters)}
+    bias = checks["0.dense.bias"]
+    assert (bias.checked, bias.skipped) == (2, 0)
+    assert bias.worst_relative_error < WORST
 
 
 def test_an_error_is_no_kink(monkeypatch: pytest.MonkeyPatch) -> None:

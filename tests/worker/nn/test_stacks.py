@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lockstep.contract.arithmetic import shard_rows
@@ -49,7 +49,19 @@ def bits(x: Array) -> bytes:
     return np.ascontiguousarray(x).tobytes()
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.fixture(params=[None, 600], ids=["whole weights", "tiles"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of more than a few numbers are summed by themselves, those of more than 600 tile by tile."""
+    if request.param is not None:
+        monkeypatch.setattr("worker.nn.passes.BLOCK_FLOATS", 200)
+        monkeypatch.setattr("worker.nn.combination.BLOCK_FLOATS", 200)
+        monkeypatch.setattr("worker.nn.tiles.BLOCK_FLOATS", 200)
+        monkeypatch.setattr("worker.nn.tiles.TILE_FLOATS", request.param)
+        monkeypatch.setattr("worker.nn.tiles.ROWS", 8)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.usefixtures("tiles")
 @given(
     loss=st.sampled_from([CROSS_ENTROPY, SQUARES]),
     units=st.lists(st.integers(1, 40), min_size=1, max_size=3),
@@ -114,7 +126,7 @@ def shifted(x: Array, floats: int) -> Array:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])
-def test_any_workers_give_one_gradient(workers: int) -> None:
+def test_any_workers_give_one_gradient(workers: int, tiles: None) -> None:
     """Large enough that spans are combined alone and in several blocks."""
     architecture = dense_net([300, 250, 10], inputs=(280,))
     rng = np.random.default_rng(0)
@@ -166,3 +178,15 @@ def test_nodes_must_cover_the_shards(nodes: list[Node]) -> None:
     stack = draw_stack(np.random.default_rng(3), 4, 2, (3,), 4, CROSS_ENTROPY)
     with pytest.raises(InternalError, match="do not cover 4 shards"):
         model.loss_and_gradient([stack], nodes)
+
+
+def test_a_number_in_a_tile_that_is_not_finite_is_seen(tiles: None) -> None:
+    architecture = dense_net([300, 250, 10], inputs=(280,))
+    x, y = draw_stack(np.random.default_rng(0), 2, 4, (280,), 10, CROSS_ENTROPY)
+    model = Model(architecture, CROSS_ENTROPY, seed=5)
+    assert model.loss_and_gradient([(x, y)]).finite
+    x[1, 2, 7] = np.inf
+    with np.errstate(all="ignore"):
+        assert not model.loss_and_gradient([(x, y)]).finite
+        place = model.locate_non_finite([(x, y)])
+    assert place is not None and (place.layer, place.shard, place.where) == ("layers[0].dense", 1, "input")

@@ -23,6 +23,7 @@ class Dense(Layer):
 
     keeps_input: ClassVar[bool] = True
     takes_strided_input: ClassVar[bool] = True
+    tiled: ClassVar[str | None] = "weight"
 
     def __init__(self, record: DenseRecord, setting: Setting) -> None:
         super().__init__(setting)
@@ -39,12 +40,14 @@ class Dense(Layer):
     def prepare_backward(self, dy_SOR: Array) -> Array:
         setting = self.setting
         assert setting.gradients is not None
-        self.dW_SOI = setting.gradients["weight"]
+        self.dW_SOI = setting.gradients.get("weight")
+        self.dy_SOR = dy_SOR
         self.db_SO = setting.gradients.get("bias")
         self.ones_R = setting.memory.constant((setting.rows,), 1)
         self.dx_SIR = setting.memory.input_gradient(self.input_shape) if setting.needs_input_gradient else None
         if self.alone:
-            self.dy_OR, self.dW_OI = dy_SOR[0], self.dW_SOI[0]
+            self.dy_OR = dy_SOR[0]
+            self.dW_OI = None if self.dW_SOI is None else self.dW_SOI[0]
             self.db_O = None if self.db_SO is None else self.db_SO[0]
             self.dx_IR = None if self.dx_SIR is None else self.dx_SIR[0]
         return dy_SOR if self.dx_SIR is None else self.dx_SIR
@@ -67,7 +70,8 @@ class Dense(Layer):
     def backward(self, dy_SOR: Array) -> Array:
         if self.alone:
             return self._backward_alone(dy_SOR)
-        np.matmul(dy_SOR, self.x_SIR.transpose(0, 2, 1), out=self.dW_SOI)
+        if self.dW_SOI is not None:
+            np.matmul(dy_SOR, self.x_SIR.transpose(0, 2, 1), out=self.dW_SOI)
         if self.db_SO is not None:
             # A product with ones: three times as fast as a sum along the rows.
             np.matmul(dy_SOR, self.ones_R, out=self.db_SO)
@@ -78,10 +82,14 @@ class Dense(Layer):
 
     def _backward_alone(self, dy_SOR: Array) -> Array:
         dy_OR = self.dy_OR
-        np.dot(dy_OR, self.x_IR.T, self.dW_OI)
+        if self.dW_OI is not None:
+            np.dot(dy_OR, self.x_IR.T, self.dW_OI)
         if self.db_O is not None:
             np.dot(dy_OR, self.ones_R, self.db_O)
         if self.dx_IR is None:
             return dy_SOR
         np.dot(self.W_IO, dy_OR, self.dx_IR)
         return self.dx_SIR  # type: ignore[return-value]
+
+    def gradient_tile(self, shard: int, rows: slice, out: Array) -> None:
+        np.dot(self.dy_SOR[shard, rows], self.x_SIR[shard].T, out)

@@ -126,6 +126,8 @@ class Layer(ABC):
     absorbs_activation: ClassVar[bool] = False
     # Whether a rectifier before this one may be computed in this one instead, which is the same.
     takes_activation_before: ClassVar[bool] = False
+    # The tensor (O, I) whose gradient may be asked for tile by tile, behind the backward pass; the gradients then lack it.
+    tiled: ClassVar[str | None] = None
     # Whether the forward pass depends on the network's input beside x.
     looks: bool = False
 
@@ -148,6 +150,10 @@ class Layer(ABC):
         needed, what is returned means nothing.
         """
         return dy
+
+    def gradient_tile(self, shard: int, rows: slice, out: Array) -> None:
+        """Rows of the `tiled` gradient of one shard, into out (rows, I)."""
+        raise NotImplementedError
 
     def look(self, network_input: Array) -> None:
         """Sees the network's input (S, R, *row) right before its own forward pass, where `looks` says so."""

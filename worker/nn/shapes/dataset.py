@@ -27,7 +27,7 @@ class _Target:
     def text(self) -> str:
         """As it stands in a message."""
         if self.classes is None:
-            return f"{self.width} numbers per row"
+            return "a number per row" if self.width == 1 else f"{self.width} numbers per row"
         each = "" if self.positions is None else f" at each of {self.positions} positions"
         return f"{self.classes} classes{each}"
 
