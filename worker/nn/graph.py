@@ -70,21 +70,35 @@ class Graph:
         return graph
 
     def _chain(self, layers: Sequence[LayerShapes], value: int) -> int:
-        absorbed = False
-        for index, layer in enumerate(layers):
-            if absorbed:
-                absorbed = False
-                continue
+        index = 0
+        while index < len(layers):
+            layer, activation = layers[index], None
+            if self._taken_behind(layers, index):
+                index, activation = index + 1, layer.record
+                layer = layers[index]
+            index += 1
             if isinstance(layer.record, ResidualRecord | ParallelRecord):
                 value = self._joined(layer, value)
                 continue
             kind = layer_class(layer.record, layer.input_shape)
-            following = layers[index + 1].record if index + 1 < len(layers) else None
-            absorbed = kind.absorbs_activation and isinstance(following, ReluRecord)
+            follows = index < len(layers) and isinstance(layers[index].record, ReluRecord)
+            if kind.absorbs_activation and follows and not self._taken_behind(layers, index):
+                activation = layers[index].record
+                index += 1
             layout = kind.layout(layer.record, layer.input_shape) or self.values[value].layout
             value = self._in_layout(value, layout, layer, kind.takes_strided_input)
-            value = self._node("layer", layer, (value,), layout, activation=following if absorbed else None)
+            value = self._node("layer", layer, (value,), layout, activation=activation)
         return value
+
+    @staticmethod
+    def _taken_behind(layers: Sequence[LayerShapes], index: int) -> bool:
+        """Whether a layer is a rectifier that the one behind it computes."""
+        if not isinstance(layers[index].record, ReluRecord) or index + 1 == len(layers):
+            return False
+        behind = layers[index + 1]
+        if isinstance(behind.record, ResidualRecord | ParallelRecord):
+            return False
+        return layer_class(behind.record, behind.input_shape).takes_activation_before
 
     def _joined(self, layer: LayerShapes, value: int) -> int:
         ends = [self._chain(branch, value) for branch in layer.branches]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.nn.layers.attention import Attention
+from worker.nn.layers.average_pool import AveragePool
 from worker.nn.layers.batch_norm import BatchNorm
 from worker.nn.layers.convolution import Convolution
 from worker.nn.layers.dense import Dense
@@ -18,7 +19,7 @@ from worker.nn.layers.gru import Gru
 from worker.nn.layers.layer import Layer, Layout, Memory, Setting
 from worker.nn.layers.layer_norm import LayerNorm
 from worker.nn.layers.lstm import Lstm
-from worker.nn.layers.pooling import AveragePool, MaxPool
+from worker.nn.layers.max_pool import MaxPool
 from worker.nn.layers.positions import Positions
 from worker.nn.layers.positionwise_dense import PositionwiseDense
 from worker.nn.layers.rectifiers import Elu, LeakyRelu

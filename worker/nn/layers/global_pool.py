@@ -90,6 +90,8 @@ class GlobalMax(_GlobalPool):
         self.rank_P1 = np.arange(self.positions, 0, -1).astype(integers)[:, None]
         self.wins_APB = setting.memory.backward_scratch(tuple(one), np.dtype(bool))
         self.ranks_APB = setting.memory.backward_scratch(tuple(one), integers)
+        # What is the same at all positions is spread over them first: NumPy would do so itself, into memory that it allocates.
+        self.spread_APB = setting.memory.backward_scratch(tuple(one), integers)
         self.best_AB = setting.memory.backward_scratch((one[0], one[2]), integers)
         return self.dx
 
@@ -103,14 +105,19 @@ class GlobalMax(_GlobalPool):
     def backward(self, dy: Array) -> Array:
         if not self.setting.needs_input_gradient:
             return dy
-        wins, ranks, best = self.wins_APB, self.ranks_APB, self.best_AB
+        wins, ranks, spread, best = self.wins_APB, self.ranks_APB, self.spread_APB, self.best_AB
+        y_spread = spread.view(self.setting.dtype)
         for x, y, dy_bits, dx_bits in zip(self.x_SAPB, self.y_SAB, self.dy_bits, self.dx_bits, strict=True):
-            np.less(x, y[:, None], out=wins)
+            np.copyto(y_spread, y[:, None])
+            np.less(x, y_spread, out=wins)
             np.logical_not(wins, out=wins)
             np.copyto(ranks, wins)
-            np.multiply(ranks, self.rank_P1, out=ranks)
+            np.copyto(spread, self.rank_P1)
+            np.multiply(ranks, spread, out=ranks)
             np.maximum.reduce(ranks, axis=1, out=best)
-            np.equal(ranks, best[:, None], out=wins)
+            np.copyto(spread, best[:, None])
+            np.equal(ranks, spread, out=wins)
             np.copyto(ranks, wins)
-            np.multiply(ranks, dy_bits[:, None], out=dx_bits)
+            np.copyto(spread, dy_bits[:, None])
+            np.multiply(ranks, spread, out=dx_bits)
         return self.dx

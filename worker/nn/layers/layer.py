@@ -124,6 +124,8 @@ class Layer(ABC):
     takes_strided_input: ClassVar[bool] = False
     # Whether an elementwise layer behind this one is computed in this one, block by block.
     absorbs_activation: ClassVar[bool] = False
+    # Whether a rectifier before this one may be computed in this one instead, which is the same.
+    takes_activation_before: ClassVar[bool] = False
     # The tensor (O, I) whose gradient may be asked for tile by tile, behind the backward pass; the gradients then lack it.
     tiled: ClassVar[str | None] = None
     # Whether the forward pass depends on the network's input beside x.

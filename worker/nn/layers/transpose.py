@@ -10,6 +10,10 @@ from worker.nn.layers.layer import Layer, Layout, Setting
 from worker.nn.parameters import Array
 from worker.nn.streams import Streams
 
+# Of long rows so many are turned at a time: more lie too far apart, in one of the two layouts, to stay in the cache.
+ROWS = 8
+LONG = 1024
+
 
 def turned(x: Array, layout: Layout) -> Array:
     """x in the other layout, as a view; `layout` is the one it has."""
@@ -48,14 +52,24 @@ class Transpose(Layer):
             if x is not self._x:
                 self._x, self.y = x, turned(x, self._from)
             return self.y
-        np.copyto(self.y, turned(x, self._from))
+        _copy(self.y, turned(x, self._from), self._to)
         return self.y
 
     def backward(self, dy: Array) -> Array:
         if not self.setting.needs_input_gradient:
             return dy
-        np.copyto(self.dx, self.dy_turned)
+        _copy(self.dx, self.dy_turned, self._from)
         return self.dx
+
+
+def _copy(to: Array, of: Array, layout: Layout) -> None:
+    """Copies `of` to `to`, both (S, R, ...) or (S, ..., R) as `layout` says."""
+    axis = 1 if layout is Layout.ROWS_FIRST else to.ndim - 1
+    rows = to.shape[axis]
+    step = ROWS if to[0].size > LONG * rows else rows
+    for first in range(0, rows, step):
+        part = (slice(None),) * axis + (slice(first, first + step),)
+        np.copyto(to[part], of[part])
 
 
 def _other(layout: Layout) -> Layout:

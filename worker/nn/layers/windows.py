@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias, final
 
 import numpy as np
 
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import Windows
+
+# What makes an array of some shape.
+NewArray: TypeAlias = Callable[[tuple[int, ...]], Array]
 
 # Numbers that are worked on at a time: with what they become they stay in the L2 cache.
 GATHERED = 1 << 17
@@ -23,13 +26,18 @@ def chunks(count: int, most: int) -> Iterator[tuple[int, int]]:
     return ((first, min(first + size, count)) for first in range(0, count, size))
 
 
+def around(along: Windows) -> Windows:
+    """The windows of y that numbers of x lie in, where the stride is 1: those of the correlation that turns dy into dx."""
+    return replace(along, size=along.count, count=along.size, before=(along.taps - 1) * along.dilation - along.before)
+
+
 @final
 @dataclass(slots=True)
 class Block:
     """Windows [first, last) of one row of windows, for some shards: how their columns are gathered, and the columns.
 
     `columns` is (s, G, w, K, R), K being (taps along the width, taps along the height, channels of a group). `moves` are what
-    is written, (s, G, w, taps down, C, R), and the shards, rows and columns of x that it is.
+    is written and the part of x that it is, both (s, G, w, taps down, C, R); `borders` are zero.
     """
 
     shards: slice
@@ -37,7 +45,7 @@ class Block:
     first: int
     last: int
     columns: Array
-    moves: list[tuple[Array, tuple[slice, slice, slice]]] = field(default_factory=list)
+    moves: list[tuple[Array, Array]] = field(default_factory=list)
     borders: list[Array] = field(default_factory=list)
 
 
@@ -48,16 +56,12 @@ class Gather:
     Where the taps of a row of windows are neighbours, the rows of the image that they read are copied once, (s, G, W', taps
     down, C, R), and the columns of neighbouring windows overlap in it. Otherwise every tap is copied. Where x holds the
     columns as they are, nothing is copied. How a row is cut depends on one shard's shape alone; `beside` is what else is
-    worked on for one shard at a time. `scratch` makes the array. The x of a pass may be another than that of the constructor,
-    of the same shape and strides.
+    worked on for one shard at a time. `scratch` makes the array.
     """
 
-    def __init__(
-        self, x: Array, down: Windows, across: Windows, scratch: Callable[[tuple[int, ...]], Array], beside: int = 0
-    ) -> None:
+    def __init__(self, x: Array, down: Windows, across: Windows, scratch: NewArray, beside: int = 0) -> None:
         self.x, self.down, self.across = x, down, across
         shards, _, _, self.groups, self.channels, self.rows = x.shape
-        self.zero = np.zeros((), x.dtype)
         span = (across.count - 1) * across.stride + (across.taps - 1) * across.dilation + 1
         self.apart = across.count * across.taps <= span or across.dilation > 1 < across.taps
         self.in_place = self._in_place()
@@ -81,26 +85,24 @@ class Gather:
             for first, last in parts
         ]
 
-    def fill(self, block: Block, x: Array) -> Array:
-        """The columns of a block of x; they last until the next is filled."""
-        if self.in_place:
-            return block.columns if x is self.x else self._columns_of(x, block.shards, block.row, block.first, block.last)
+    def fill(self, block: Block) -> Array:
+        """The columns of a block; they last until the next is filled."""
         for border in block.borders:
-            np.copyto(border, self.zero)
-        for to, place in block.moves:
-            np.copyto(to, x[place].transpose(0, 3, 2, 1, 4, 5))
+            border.fill(0)
+        for to, part in block.moves:
+            np.copyto(to, part)
         return block.columns
 
     def _in_place(self) -> bool:
         down, across = self.down, self.across
-        whole = across.before <= 0 and across.place(across.count - 1, across.taps - 1) < across.size
-        whole = whole and down.before <= 0 and down.place(down.count - 1, down.taps - 1) < down.size
         neighbours = across.taps == 1 or (across.dilation == 1 and self.groups == 1)
-        return whole and neighbours and down.taps == 1 and self.x.flags.c_contiguous
+        return across.borderless and down.borderless and neighbours and down.taps == 1 and self.x.flags.c_contiguous
 
     def _block(self, shards: slice, row: int, first: int, last: int) -> Block:
         if self.in_place:
-            return Block(shards, row, first, last, self._columns_of(self.x, shards, row, first, last))
+            # The columns where they lie.
+            line = self.x[shards, self.down.place(row, 0), self.across.place(first, 0) :]
+            return Block(shards, row, first, last, self._overlapping(line.transpose(0, 2, 1, 3, 4), last - first))
         own = self.scratch[: shards.stop - shards.start]
         top, bottom = self.down.taps_inside(row)
         if self.apart:
@@ -112,11 +114,6 @@ class Gather:
             self._move_rows(block, own, top, bottom)
         block.borders = [border for border in block.borders if border.size]
         return block
-
-    def _columns_of(self, x: Array, shards: slice, row: int, first: int, last: int) -> Array:
-        """The columns where they lie."""
-        line = x[shards, self.down.place(row, 0), self.across.place(first, 0) :]
-        return self._overlapping(line.transpose(0, 2, 1, 3, 4), last - first)
 
     def _overlapping(self, line: Array, count: int) -> Array:
         """Columns of windows that begin `stride` apart, in (s, G, W', ..., C, R)."""
@@ -130,6 +127,9 @@ class Gather:
         start, step = self.down.place(block.row, top), self.down.dilation
         return slice(start, start + (bottom - top - 1) * step + 1, step)
 
+    def _source(self, place: tuple[slice, slice, slice]) -> Array:
+        return self.x[place].transpose(0, 3, 2, 1, 4, 5)
+
     def _move_rows(self, block: Block, own: Array, top: int, bottom: int) -> None:
         across, place = self.across, self.across.place(block.first, 0)
         reach = (block.last - block.first - 1) * across.stride + across.taps
@@ -139,7 +139,7 @@ class Gather:
         block.borders += [own[:, :, :left, top:bottom], own[:, :, right:reach, top:bottom]]
         if top < bottom and left < right:
             source = block.shards, self._lines(block, top, bottom), slice(place + left, place + right)
-            block.moves.append((own[:, :, left:right, top:bottom], source))
+            block.moves.append((own[:, :, left:right, top:bottom], self._source(source)))
 
     def _move_taps(self, block: Block, own: Array, top: int, bottom: int) -> None:
         count = block.last - block.first
@@ -150,7 +150,12 @@ class Gather:
             block.borders += [own[:, :, :left, tap, top:bottom], own[:, :, right:count, tap, top:bottom]]
             if top < bottom and left < right:
                 source = block.shards, self._lines(block, top, bottom), self.across.positions(tap, first, last)
-                block.moves.append((own[:, :, left:right, tap, top:bottom], source))
+                block.moves.append((own[:, :, left:right, tap, top:bottom], self._source(source)))
+
+
+def merged(a: Array) -> Array:
+    """(S, H, W, C, R) as (S, H, W, C R), a view."""
+    return a.reshape(*a.shape[:3], -1)
 
 
 @final
@@ -175,11 +180,14 @@ class Tile:
 
 
 def tiles(shards: int, down: Windows, across: Windows, numbers: int) -> Iterator[Tile]:
-    """All windows in tiles of about `TILE` numbers, of which a window has `numbers`; the cuts depend on one shard alone."""
+    """All windows in tiles of about `TILE` numbers, of which a window has `numbers`; the cuts depend on one shard alone.
+
+    In C order of (S, H', W', numbers) a tile is contiguous: part of a row, whole rows of a shard, or whole shards.
+    """
     width = list(chunks(across.count, TILE // numbers))
-    height = list(chunks(down.count, TILE // (numbers * (width[0][1] - width[0][0]))))
-    one = numbers * (width[0][1] - width[0][0]) * (height[0][1] - height[0][0])
-    for stack in chunks(shards, TILE // one):
+    most = TILE // (numbers * across.count)
+    height = list(chunks(down.count, most))
+    for stack in chunks(shards, most // down.count):
         for rows in height:
             for columns in width:
                 windows = slice(*rows), slice(*columns)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, final
 
+from worker.limits import MAX_ACTIVATION
 from worker.nn.shapes.shape import ZERO, Initial, Outcome, Refusals, Role, Rule, Shape, TensorShape
 from worker.specs import AveragePoolRecord, Conv1dRecord, Conv2dRecord, GlobalMaxRecord, GlobalMeanRecord, MaxPoolRecord
 from worker.specs.convolution import PaddingRecord
@@ -29,6 +31,16 @@ class Windows:
     stride: int
     dilation: int
     before: int
+
+    @property
+    def borderless(self) -> bool:
+        """Whether all taps of all windows lie inside the input."""
+        return self.before <= 0 and self.place(self.count - 1, self.taps - 1) < self.size
+
+    @property
+    def apart(self) -> bool:
+        """Whether no number of the input lies in two windows, where the dilation is 1."""
+        return self.stride >= self.taps
 
     def taps_inside(self, window: int) -> tuple[int, int]:
         """The taps [first, last) of a window that lie inside the input."""
@@ -132,6 +144,10 @@ def _convolution(record: Conv1dRecord | Conv2dRecord, shape: Shape, refusals: Re
         return Outcome(shape)
     down, across = windows(record, shape)
     taps, inputs, outputs = down.taps * across.taps, channels // groups, filters // groups
+    if taps * channels > MAX_ACTIVATION:
+        remedy = f"a window may hold at most {MAX_ACTIVATION} numbers, and it holds {taps * channels}"
+        refusals.field("kernel", " x ".join(map(str, kernel)), remedy, "MODEL_TOO_LARGE")
+        return Outcome(shape)
     initial = Initial(record.initializer.kind, taps * inputs, taps * outputs, record.initializer.value)
     # A filter's numbers lie in the order in which columns of the image are gathered: along the width first.
     weight = TensorShape(
@@ -144,7 +160,8 @@ def _convolution(record: Conv1dRecord | Conv2dRecord, shape: Shape, refusals: Re
     if record.bias:
         tensors["bias"] = TensorShape.plain((filters,), ZERO, Role.OFFSET)
     counts = (down.count, across.count) if len(kernel) == 2 else (across.count,)
-    return Outcome((*counts, filters), tensors)
+    # At least one window's columns are gathered at a time, of x and of dy.
+    return Outcome((*counts, filters), tensors, kept=taps * (channels + filters))
 
 
 def _pool(record: MaxPoolRecord | AveragePoolRecord, shape: Shape, refusals: Refusals) -> Outcome:
@@ -167,7 +184,8 @@ def _pool(record: MaxPoolRecord | AveragePoolRecord, shape: Shape, refusals: Ref
     if not _fits(record, shape, refusals):
         return Outcome(shape)
     down, across = windows(record, shape)
-    return Outcome((down.count, across.count, shape[-1]))
+    output = (down.count, across.count, shape[-1])
+    return Outcome(output, kept=math.prod(output))
 
 
 def _global_pool(record: GlobalMeanRecord | GlobalMaxRecord, shape: Shape, refusals: Refusals) -> Outcome:

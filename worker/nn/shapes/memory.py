@@ -7,8 +7,8 @@ import math
 from lockstep.contract.arithmetic import EVALUATION_BLOCK_ROWS, shard_rows
 from worker.nn.shapes.layout import BLOCK_FLOATS, aligned, parameter_layout
 from worker.nn.shapes.network import layer_shapes
-from worker.nn.shapes.shape import flattened
-from worker.specs import Architecture
+from worker.nn.shapes.shape import LayerShapes, flattened
+from worker.specs import Architecture, Conv1dRecord, Conv2dRecord
 
 # What a worker's process holds before it has a model: Python, NumPy and the stubs.
 PROCESS_BYTES = 96 << 20
@@ -34,6 +34,12 @@ def worker_memory_bytes(
     largest = max(sum(aligned(math.prod(t.shape)) for t in layer.tensors.values()) for layer in layers)
     stack = own_shards * max(largest, min(size, BLOCK_FLOATS))
     per_row = math.prod(architecture.input_shape) + sum(3 * math.prod(layer.output_shape) + layer.kept for layer in layers)
+    # Filters of the largest convolution and their gradient, as products take them.
+    filters = 6 * max((math.prod(layer.tensors["weight"].shape) for layer in layers if _convolves(layer)), default=0)
     # Twice: the short batch of an epoch has buffers of its own.
-    floats = vectors + 2 * stack + (2 * rows + EVALUATION_BLOCK_ROWS) * per_row + SCRATCH_FLOATS
+    floats = vectors + 2 * (stack + filters) + (2 * rows + EVALUATION_BLOCK_ROWS) * per_row + SCRATCH_FLOATS
     return PROCESS_BYTES + 4 * floats
+
+
+def _convolves(layer: LayerShapes) -> bool:
+    return isinstance(layer.record, Conv1dRecord | Conv2dRecord)

@@ -79,3 +79,13 @@ def test_evaluation_gives_the_same_values(record: LayerRecord) -> None:
     x = np.random.default_rng(3).standard_normal((1, 300, 70)).astype(np.float32)
     ways = [LayerBench(record, (70,), shards=1, rows=300, dtype=np.float32, training=training) for training in (True, False)]
     assert ways[0].forward(x).tobytes() == ways[1].forward(x).tobytes()
+
+
+@pytest.mark.parametrize("may_overwrite", [False, True])
+def test_a_large_rectifier_goes_piece_by_piece(monkeypatch: pytest.MonkeyPatch, may_overwrite: bool) -> None:
+    x = np.random.default_rng(1).standard_normal((2, 3, 5, 4))
+    whole = LayerBench(ReluRecord(), (5, 4), may_overwrite=may_overwrite)
+    monkeypatch.setattr("worker.nn.layers.relu.PIECE", 7)
+    pieces = LayerBench(ReluRecord(), (5, 4), may_overwrite=may_overwrite)
+    assert pieces.forward(x).tobytes() == whole.forward(x).tobytes() == np.maximum(x, 0).tobytes()
+    assert pieces.backward(x[::-1]).tobytes() == whole.backward(x[::-1]).tobytes() == np.where(x > 0, x[::-1], 0).tobytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,12 @@ from hypothesis import strategies as st
 from lockstep.contract.errors import UserError
 from lockstep.v1.model_pb2 import Layer
 from tests.worker.nn.layer_bench import LayerBench, stack_is_loop, worst_error
+from worker.nn.layers import paired, winograd
 from worker.nn.layers import windows as windows_module
-from worker.nn.layers.convolution import Convolution
 from worker.nn.parameters import Array
 from worker.nn.shapes import layer_shapes
 from worker.nn.shapes.convolution import windows
-from worker.specs import Architecture, Conv1dRecord, Conv2dRecord, InitializerRecord
+from worker.specs import Architecture, Conv1dRecord, Conv2dRecord, InitializerRecord, ReluRecord
 from worker.specs.convolution import READERS, PaddingRecord
 from worker.specs.records import Reading
 
@@ -110,6 +109,19 @@ def test_it_is_the_formula(drawn: tuple[Conv2dRecord, tuple[int, int, int]]) -> 
     check_formula(*drawn)
 
 
+def check_adjoint(record: Conv2dRecord, row: tuple[int, int, int]) -> None:
+    """Without bias <dy, conv(x)> is linear both in x and in W, so it is <dx, x> and <dW, W>."""
+    bench, x = LayerBench(record, row), numbers(2, 3, *row)
+    y = bench.forward(x) - bench.parameters.get("bias", 0.0)
+    dy = np.random.default_rng(5).standard_normal(y.shape)
+    dx = bench.backward(dy)
+    product = pytest.approx(float((dy * y).sum()), rel=1e-9, abs=1e-9)
+    assert float((dx * x).sum()) == product
+    assert float((bench.gradients["weight"] * bench.parameters["weight"]).sum()) == product
+    if record.bias:
+        assert bench.gradients["bias"] == pytest.approx(dy.sum(axis=(1, 2, 3)), rel=1e-9, abs=1e-9)
+
+
 @settings(max_examples=12, deadline=None)
 @given(records(), st.integers(1, 2), st.integers(1, 2))
 def test_the_gradient(drawn: tuple[Conv2dRecord, tuple[int, int, int]], shards: int, rows: int) -> None:
@@ -120,17 +132,61 @@ def test_the_gradient(drawn: tuple[Conv2dRecord, tuple[int, int, int]], shards: 
 @settings(max_examples=60, deadline=None)
 @given(records())
 def test_the_backward_pass_is_the_adjoint(drawn: tuple[Conv2dRecord, tuple[int, int, int]]) -> None:
-    # Without bias <dy, conv(x)> is linear both in x and in W, so it is <dx, x> and <dW, W>.
+    check_adjoint(*drawn)
+
+
+@st.composite
+def plain_records(draw: st.DrawFn) -> tuple[Conv2dRecord, tuple[int, int, int]]:
+    """A convolution of three taps down without stride, and an input row of any number of rows and channels."""
+    record = conv2d(draw(st.integers(1, 3)), (3, draw(st.integers(1, 4))), padding=draw(paddings), bias=draw(st.booleans()))
+    row = draw(st.integers(1, 10)), draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    assume(all(along.count > 0 for along in windows(record, row)))
+    return record, row
+
+
+@settings(max_examples=60, deadline=None)
+@given(plain_records(), st.sampled_from([1, 20, 1000]))
+def test_four_rows_by_six_products(drawn: tuple[Conv2dRecord, tuple[int, int, int]], line: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("LEAST_CHANNELS", 1), ("LEAST_ROWS", 1), ("LINE", line)):
+            patch.setattr(winograd, name, value)
+        check_formula(*drawn)
+        check_adjoint(*drawn)
+
+
+@st.composite
+def wide_records(draw: st.DrawFn) -> tuple[Conv2dRecord, tuple[int, int, int]]:
+    """A convolution whose windows are taken in pairs."""
+    stride = draw(st.integers(1, 2))
+    taps = stride * paired.LEAST_TAPS + draw(st.integers(0, 2))
+    record = conv2d(draw(st.integers(1, 3)), (draw(st.integers(1, 3)), taps), stride=(draw(st.integers(1, 2)), stride))
+    pairs = draw(st.integers(1, 3))
+    return record, (draw(st.integers(3, 5)), (2 * pairs - 1) * stride + taps, draw(st.integers(1, 3)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(wide_records())
+def test_pairs_of_windows(drawn: tuple[Conv2dRecord, tuple[int, int, int]]) -> None:
     record, row = drawn
-    bench, x = LayerBench(record, row), numbers(2, 3, *row)
-    y = bench.forward(x) - bench.parameters.get("bias", 0.0)
+    assert paired.fits(windows(record, row)[1], 1, record.filters)
+    check_formula(record, row)
+    check_adjoint(record, row)
+
+
+@pytest.mark.parametrize("record", [conv2d(8, padding=SAME), conv2d(2, bias=False), conv2d(4, groups=4)])
+@pytest.mark.parametrize("may_overwrite", [False, True])
+def test_a_rectifier_behind_it(record: Conv2dRecord, may_overwrite: bool) -> None:
+    row, x = (5, 6, 4 if record.groups == 4 else 8), numbers(2, 3, 5, 6, 4 if record.groups == 4 else 8)
+    plain = LayerBench(record, row, may_overwrite=may_overwrite)
+    both = LayerBench(record, row, may_overwrite=may_overwrite, activation=ReluRecord())
+    y = plain.forward(x)
+    assert both.forward(x).tobytes() == np.maximum(y, 0).tobytes()
     dy = np.random.default_rng(5).standard_normal(y.shape)
-    dx = bench.backward(dy)
-    product = pytest.approx(float((dy * y).sum()), rel=1e-9, abs=1e-9)
-    assert float((dx * x).sum()) == product
-    assert float((bench.gradients["weight"] * bench.parameters["weight"]).sum()) == product
-    if record.bias:
-        assert bench.gradients["bias"] == pytest.approx(dy.sum(axis=(1, 2, 3)), rel=1e-9, abs=1e-9)
+    assert both.backward(dy).tobytes() == plain.backward(np.where(y > 0, dy, 0)).tobytes()
+    for name, gradient in plain.gradients.items():
+        assert both.gradients[name].tobytes() == gradient.tobytes(), name
+    evaluation = LayerBench(record, row, training=False, activation=ReluRecord())
+    assert evaluation.forward(x).tobytes() == np.maximum(y, 0).tobytes()
 
 
 CASES = [
@@ -147,6 +203,13 @@ CASES = [
     (conv2d(4, groups=4, padding=SAME), (5, 6, 4)),
     (conv2d(4, groups=4, stride=(2, 2), padding=SAME), (5, 6, 4)),
     (conv2d(4, padding=PaddingRecord("explicit", 4, 0, 5, 1)), (3, 4, 2)),
+    (conv2d(18, (2, 3), stride=(2, 3), padding=SAME), (7, 8, 17)),
+    (conv2d(6, (5, 5), padding=SAME), (6, 8, 1)),
+    (conv2d(3, (2, 8), stride=(1, 2)), (5, 14, 2)),
+    (conv2d(8), (5, 6, 9)),
+    (conv2d(9, padding=SAME, bias=False), (6, 5, 8)),
+    (conv2d(8, (3, 1), padding=PaddingRecord("explicit", 4, 0, 0, 0)), (2, 4, 8)),
+    (conv2d(8, (3, 2), padding=PaddingRecord("explicit", 1, 2, 5, 0)), (4, 3, 8)),
 ]
 
 
@@ -162,8 +225,9 @@ def test_small_blocks_compute_the_same(
 ) -> None:
     for numbers_of_a_block in (1, 200, 1000):
         monkeypatch.setattr(windows_module, "GATHERED", numbers_of_a_block)
-        monkeypatch.setattr("worker.nn.layers.convolution.GATHERED", numbers_of_a_block)
+        monkeypatch.setattr("worker.nn.layers.products.GATHERED", numbers_of_a_block)
         monkeypatch.setattr(windows_module, "TILE", numbers_of_a_block)
+        monkeypatch.setattr(winograd, "LINE", numbers_of_a_block)
         check_formula(record, row)
         if numbers_of_a_block == 200:
             assert worst_error(record, numbers(2, 1, *row)) < 1e-6
@@ -185,34 +249,6 @@ def test_one_axis_is_an_image_of_height_one(options: dict[str, Any]) -> None:
     assert line.backward(dy).tobytes() == plane.backward(dy[:, :, None]).tobytes()
     assert line.gradients["weight"].tobytes() == plane.gradients["weight"].tobytes()
     assert worst_error(record, x[:1, :2]) < 1e-6
-
-
-def test_a_first_layer_reads_rows_where_they_lie() -> None:
-    record, row = conv2d(3, padding=SAME), (5, 6, 2)
-    straight, strided = LayerBench(record, row), LayerBench(record, row)
-    x = numbers(2, 3, *row)
-    view = np.moveaxis(x, 1, -1)
-    layer = Convolution(record, replace(strided.layer.setting, x=view, needs_input_gradient=False))
-    dy = numbers(*straight.forward(x).shape)
-    straight.backward(dy)
-    turned = np.ascontiguousarray(np.moveaxis(dy, 1, -1))
-    layer.prepare_backward(turned)
-    assert np.moveaxis(layer.forward(view, None), -1, 1).tobytes() == straight.forward(x).tobytes()
-    layer.backward(turned)
-    assert strided.gradients["weight"].tobytes() == straight.gradients["weight"].tobytes()
-
-
-@pytest.mark.parametrize(("record", "row"), CASES)
-def test_each_pass_reads_the_x_that_it_is_given(record: Conv2dRecord, row: tuple[int, int, int]) -> None:
-    # Of a first layer it is another array each time.
-    bench, other, x = LayerBench(record, row), LayerBench(record, row), numbers(2, 3, *row)
-    y = bench.forward(x)
-    dy = numbers(*y.shape)
-    dx = bench.backward(dy)
-    other.x.fill(np.nan)
-    assert other.public(other.layer.forward(bench.x.copy(), None)).tobytes() == y.tobytes()
-    assert other.backward(dy).tobytes() == dx.tobytes()
-    assert other.gradients["weight"].tobytes() == bench.gradients["weight"].tobytes()
 
 
 def test_nan_stays_nan() -> None:
@@ -250,6 +286,7 @@ FAR = 2**32 - 1
         (conv2d(4, groups=0), (5, 5, 4), {(".groups", "INVALID_FIELD")}),
         (conv2d(4, groups=3), (5, 5, 3), {(".groups", "INVALID_FIELD")}),
         (conv2d(4, groups=2), (5, 5, 3), {(".groups", "INVALID_FIELD")}),
+        (conv2d(1, (1024, 1024)), (1024, 1024, 257), {(".kernel", "MODEL_TOO_LARGE")}),
     ],
 )
 def test_what_does_not_fit_is_refused(record: Any, row: tuple[int, ...], places: set[tuple[str, str]]) -> None:

@@ -17,7 +17,7 @@ from worker.nn.layers import windows as windows_module
 from worker.nn.parameters import Array
 from worker.nn.shapes import layer_shapes
 from worker.nn.shapes.convolution import windows
-from worker.specs import Architecture, AveragePoolRecord, GlobalMaxRecord, GlobalMeanRecord, MaxPoolRecord
+from worker.specs import Architecture, AveragePoolRecord, GlobalMaxRecord, GlobalMeanRecord, MaxPoolRecord, ReluRecord
 from worker.specs.convolution import READERS, PaddingRecord
 from worker.specs.records import Reading
 
@@ -128,6 +128,22 @@ def test_a_stack_is_a_loop_and_small_tiles_compute_the_same(record: Any, row: Ro
         monkeypatch.setattr(windows_module, "TILE", tile)
         check_formula(record, row, apart(3, 2, *row))
         stack_is_loop(record, apart(3, 2, *row))
+
+
+@pytest.mark.parametrize(("record", "row"), [case for case in CASES if isinstance(case[0], MaxPoolRecord)])
+def test_a_rectifier_before_or_behind_a_maximum(record: Any, row: Row) -> None:
+    x = apart(2, 3, *row) - 50
+    both, plain = LayerBench(record, row, rows=3, activation=ReluRecord()), LayerBench(record, row, rows=3)
+    y = both.forward(x)
+    assert (y == 0).any()
+    assert (y > 0).any()
+    assert y.tobytes() == np.maximum(plain.forward(x), 0).tobytes()
+    dy = np.random.default_rng(5).standard_normal(y.shape)
+    dx = both.backward(dy)
+    assert dx.tobytes() == plain.backward(np.where(y > 0, dy, 0)).tobytes()
+    # The rectifier first, as a layer of its own.
+    assert plain.forward(np.maximum(x, 0)).tobytes() == y.tobytes()
+    assert np.where(x > 0, plain.backward(dy), 0) == pytest.approx(dx, abs=0)
 
 
 def test_the_border_never_wins() -> None:
