@@ -51,8 +51,8 @@ class BatchNorm(Layer):
         self.rectified = isinstance(setting.activation, ReluRecord)
         # Both passes centre x where it lies, if they may; its own backward pass then reads it, and y where it is rectified.
         in_place = setting.may_overwrite_input
-        self.keeps_input = in_place and setting.training  # type: ignore[misc]
-        self.keeps_output = self.rectified and setting.training  # type: ignore[misc]
+        self.keeps_input = in_place and setting.training
+        self.keeps_output = self.rectified and setting.training
 
         self.folded = (setting.shards, self.positions, self.channels, self.rows)
         self._cut()

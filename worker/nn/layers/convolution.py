@@ -48,14 +48,14 @@ class Convolution(Layer):
     Raises UserError if x has not the shape it was built for.
     """
 
-    keeps_input: ClassVar[bool] = True
+    keeps_input = True
     absorbs_activation: ClassVar[bool] = True
 
     def __init__(self, record: Conv1dRecord | Conv2dRecord, setting: Setting) -> None:
         super().__init__(setting)
         memory = setting.memory
         self.rectified = isinstance(setting.activation, ReluRecord)
-        self.keeps_output = self.rectified and setting.training  # type: ignore[misc]
+        self.keeps_output = self.rectified and setting.training
         self.y = memory.output(self.output_shape)
         weight = setting.parameters["weight"]
         self.flat = isinstance(record, Conv1dRecord)

@@ -21,7 +21,7 @@ class Dense(Layer):
     Raises UserError if x is not (S, I, R).
     """
 
-    keeps_input: ClassVar[bool] = True
+    keeps_input = True
     takes_strided_input: ClassVar[bool] = True
     tiled: ClassVar[str | None] = "weight"
 

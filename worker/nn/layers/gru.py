@@ -57,7 +57,7 @@ class Gru(Layer):
     run of numbers. In the names of axes 3 are the gates, G is 3H, and N are L R.
     """
 
-    keeps_input: ClassVar[bool] = True
+    keeps_input = True
     takes_strided_input: ClassVar[bool] = True
 
     def __init__(self, record: GruRecord, setting: Setting) -> None:

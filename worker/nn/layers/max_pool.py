@@ -61,8 +61,8 @@ class MaxPool(Layer):
         else:
             self.maximum = _Taps(setting, x, y, down, across)
         training = setting.training and setting.needs_input_gradient
-        self.keeps_input = self.maximum.keeps_input and training  # type: ignore[misc]
-        self.keeps_output = self.maximum.keeps_output and training  # type: ignore[misc]
+        self.keeps_input = self.maximum.keeps_input and training
+        self.keeps_output = self.maximum.keeps_output and training
 
     def prepare_backward(self, dy: Array) -> Array:
         if not self.setting.needs_input_gradient:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class Softmax(Layer):
     Raises UserError if x has not the shape it was built for.
     """
 
-    keeps_output: ClassVar[bool] = True
+    keeps_output = True
 
     def __init__(self, record: SoftmaxRecord, setting: Setting) -> None:
         super().__init__(setting)
