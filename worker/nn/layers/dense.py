@@ -86,10 +86,10 @@ class Dense(Layer):
             np.dot(dy_OR, self.x_IR.T, self.dW_OI)
         if self.db_O is not None:
             np.dot(dy_OR, self.ones_R, self.db_O)
-        if self.dx_IR is None:
+        if self.dx_IR is None or self.dx_SIR is None:
             return dy_SOR
         np.dot(self.W_IO, dy_OR, self.dx_IR)
-        return self.dx_SIR  # type: ignore[return-value]
+        return self.dx_SIR
 
     def gradient_tile(self, shard: int, rows: slice, out: Array) -> None:
         np.dot(self.dy_SOR[shard, rows], self.x_SIR[shard].T, out)

@@ -10,7 +10,8 @@ from typing import Protocol, final
 import numpy as np
 
 from worker.nn.layers.layer import Memory, Setting
-from worker.nn.layers.windows import GATHERED, Block, Gather, NewArray, around, chunks
+from worker.nn.layers.pieces import even_cuts
+from worker.nn.layers.windows import GATHERED, Block, Gather, NewArray, around
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import Windows
 
@@ -115,7 +116,7 @@ class Products:
     def _sums(self, block: Block, dy: Array, most: int) -> Iterator[_Sum]:
         shards, part = len(dy), self.part[: len(dy)]
         totals = list(zip(self.sum[block.shards], part, strict=True))
-        for first, last in chunks(dy.shape[2], most):
+        for first, last in even_cuts(dy.shape[2], most):
             products = self.products[:shards, :, : last - first]
             yield _Sum(block.columns[:, :, first:last], dy[:, :, first:last], products, part, totals)
 
