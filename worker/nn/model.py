@@ -47,7 +47,7 @@ class Result:
 
     @property
     def denominator(self) -> float:
-        """Rows, over all subtrees."""
+        """What the loss sum is divided by, over all subtrees: rows, positions, or the sum of the labels' factors."""
         return sum(self.denominators)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -206,11 +206,17 @@ class StackPass:
         if dz is not self.z:
             np.copyto(self.z, dz)
 
-    def backward(self, moment: int) -> None:
-        """The backward pass of one node; gradients lie where `prepare_backward` said."""
-        self.steps[moment].backward(self.incoming[moment])
-        for before, dx, total in self.sums[moment]:
-            np.add(before, dx, out=total)
+
+class NodeBackward(NamedTuple):
+    """The backward pass of one node over a worker's stacks; a tuple, since every step takes it apart.
+
+    `calls` are, for each stack, what is called, its dy, and the sums (before, dx, total) of gradients that follow it;
+    `programs` combine the spans that the node completes.
+    """
+
+    moment: int
+    calls: list[tuple[Callable[[Any], object], Array, list[tuple[Array, Array, Array]]]]
+    programs: list[Program | TiledSum]
 
 
 @final
@@ -239,16 +245,15 @@ class StepPass:
             first += shards
         graph = network.graph
         self._add_tiled_sums(network, programs, gradients, zeros)
-        # From the last node down to the first that learns; each with what combines the spans that it completes.
+        # From the last node down to the first that learns.
         self.backward = [
-            (moment, programs.pop(node.shapes.number, []) if node.kind == "layer" else [])
+            NodeBackward(
+                moment,
+                [(own.steps[moment].backward, own.incoming[moment], own.sums[moment]) for own in self.passes],
+                programs.pop(node.shapes.number, []) if node.kind == "layer" else [],
+            )
             for moment, node in reversed(list(enumerate(graph.nodes)))
             if graph.learning[node.output]
-        ]
-        # The same as what is called: the backward pass of each stack, its dy, and the sums of gradients that follow it.
-        self._backward = [
-            ([(own.steps[moment].backward, own.incoming[moment], own.sums[moment]) for own in self.passes], combine)
-            for moment, combine in self.backward
         ]
 
     def _add_tiled_sums(
@@ -280,8 +285,8 @@ class StepPass:
         for stack_pass in self.passes:
             stack_pass.take_gradient(stack_pass.loss.backward())
         finite = True
-        for steps, programs in self._backward:
-            for backward, dy, sums in steps:
+        for _, calls, programs in self.backward:
+            for backward, dy, sums in calls:
                 backward(dy)
                 for before, dx, total in sums:
                     np.add(before, dx, out=total)
