@@ -33,7 +33,7 @@ STEPS = (1e-4, 1e-6)
 # Evaluations of the loss that one element takes, with one step.
 EVALUATIONS_AN_ELEMENT = 4
 
-# What is known of a loss, in units of its last place.
+# How uncertain a loss is, relative to itself and its denominator: it comes of many roundings, each of half an epsilon.
 ROUNDING = 16 * sys.float_info.epsilon
 
 
@@ -120,6 +120,7 @@ class GradientCheck:
         """Checks the `number`-th of `tensors`; goes on with the next element until `enough`, yet checks at least one."""
         entry = self.tensors[number]
         gradient = self._gradient[entry.offset : entry.offset + entry.size]
+        # The summand is for a tensor without a gradient: 0 over 0 is no error.
         floor = 1e-3 * float(np.abs(gradient).max()) + 1e-12
         checked = skipped = 0
         worst, at, both = 0.0, 0, (0.0, 0.0)
@@ -193,6 +194,7 @@ class GradientCheck:
             sums = squares.setdefault(entry.layer, [0.0, 0.0])
             sums[0] += float(np.dot(apart, apart))
             sums[1] += float(np.dot(double, double))
+        # The summand as above.
         least = 1e-6 * math.sqrt(sum(size for _, size in squares.values())) + 1e-30
         return {layer: math.sqrt(apart) / max(math.sqrt(size), least) for layer, (apart, size) in squares.items()}
 
