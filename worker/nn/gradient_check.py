@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.nn.combination import Node
+from worker.nn.combination import Subtree
 from worker.nn.model import Model, Stack
 from worker.nn.parameters import Array
 from worker.nn.shapes import Role, TensorEntry
@@ -93,7 +93,7 @@ class GradientCheck:
         model: Model,
         stacks: Sequence[Stack],
         *,
-        combine: tuple[Node, ...] | None = None,
+        combine: tuple[Subtree, ...] | None = None,
         streams: Streams | None = None,
         samples: int = 200,
         evaluations: int = 1_000_000,
@@ -205,7 +205,7 @@ def check_gradients(
     stacks: Sequence[Stack],
     *,
     seed: int = 0,
-    combine: tuple[Node, ...] | None = None,
+    combine: tuple[Subtree, ...] | None = None,
     streams: Streams | None = None,
     samples: int = 200,
     parameters: Array | None = None,

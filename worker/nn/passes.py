@@ -8,8 +8,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from worker.nn.arena import Arena, Tenancy
-from worker.nn.combination import Node as Subtree
-from worker.nn.combination import Program, Span, plan_span, span_stacks, spans
+from worker.nn.combination import Program, Span, Subtree, plan_span, span_stacks, spans
 from worker.nn.graph import Graph, Node
 from worker.nn.layers import Layer, Layout, Setting, build_layer, layer_class
 from worker.nn.layers.joins import Add, Concatenate, Join
