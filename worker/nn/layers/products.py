@@ -55,6 +55,16 @@ class _Sum:
     totals: list[tuple[Array, Array]]
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A block and what is made of it for dW; `turn` is where its dy is turned to first, and from where."""
+
+    block: Block
+    turn: tuple[Array, Array] | None
+    sums: list[_Sum]
+
+
 class InputGradient(Protocol):
     """How dx is computed."""
 
@@ -103,15 +113,12 @@ class Products:
         if dx is not None:
             self.input_gradient = input_gradient(self.memory, self.weight, groups, self.down, self.across, dy, dx)
 
-    def _step(
-        self, block: Block, dy: Array, turned: Array | None, most: int
-    ) -> tuple[Block, tuple[Array, Array] | None, list[_Sum]]:
-        """A block, what is turned before its products and where to, and these."""
+    def _step(self, block: Block, dy: Array, turned: Array | None, most: int) -> _Step:
         lines = _lines(_line(dy, block), self.groups).transpose(0, 1, 2, 4, 3)
         if turned is None:
-            return block, None, list(self._sums(block, lines, most))
+            return _Step(block, None, list(self._sums(block, lines, most)))
         room = turned[: len(lines), :, : lines.shape[2]]
-        return block, (room, lines), list(self._sums(block, room, most))
+        return _Step(block, (room, lines), list(self._sums(block, room, most)))
 
     def _sums(self, block: Block, dy: Array, most: int) -> Iterator[_Sum]:
         shards, part = len(dy), self.part[: len(dy)]
@@ -122,11 +129,11 @@ class Products:
 
     def backward(self) -> None:
         self.sum.fill(0)
-        for block, turn, sums in self.steps:
-            self.back.fill(block)
-            if turn is not None:
-                np.copyto(*turn)
-            for own in sums:
+        for step in self.steps:
+            self.back.fill(step.block)
+            if step.turn is not None:
+                np.copyto(*step.turn)
+            for own in step.sums:
                 np.matmul(own.columns, own.dy, out=own.products)
                 np.add.reduce(own.products, axis=2, out=own.part)
                 for total, part in own.totals:
@@ -175,6 +182,17 @@ class _Residue:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A block of dy's columns, and the filters by which they give a line of dx."""
+
+    gather: Gather
+    block: Block
+    filters: Array
+    dx: Array
+
+
+@final
 class _Phases:
     """dx as correlations of dy with the filters turned around: one for all x with the same remainders by the strides."""
 
@@ -182,7 +200,7 @@ class _Phases:
         groups = len(W_GOJIC)
         grouped = _grouped(dy, groups)
         self.filters: list[tuple[Array, Array]] = []
-        self.lines: list[tuple[Gather, Block, Array, Array]] = []
+        self.lines: list[_Line] = []
         self.unread: list[Array] = []
         for i in range(min(down.stride, down.size)):
             for j in range(min(across.stride, across.size)):
@@ -196,15 +214,15 @@ class _Phases:
                 self.filters.append((filters, turned))
                 gather = Gather(grouped, vertical.reads, horizontal.reads, scratch)
                 W_G1CK = filters.reshape(groups, 1, turned.shape[1], -1)
-                self.lines += [(gather, block, W_G1CK, _lines(_line(own, block), groups)) for block in gather.blocks]
+                self.lines += [_Line(gather, block, W_G1CK, _lines(_line(own, block), groups)) for block in gather.blocks]
 
     def run(self) -> None:
         for unread in self.unread:
             unread.fill(0)
         for filters, turned in self.filters:
             np.copyto(filters, turned)
-        for gather, block, W_G1CK, dx in self.lines:
-            np.matmul(W_G1CK, gather.fill(block), out=dx)
+        for line in self.lines:
+            np.matmul(line.filters, line.gather.fill(line.block), out=line.dx)
 
 
 @final
