@@ -9,12 +9,14 @@ import numpy as np
 from worker.nn.layers import paired, winograd
 from worker.nn.layers.depthwise import Depthwise
 from worker.nn.layers.layer import Layer, Setting
-from worker.nn.layers.pieces import PIECE_FLOATS
 from worker.nn.layers.products import Products
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import Windows, windows
 from worker.nn.streams import Streams
 from worker.specs import Conv1dRecord, Conv2dRecord, ReluRecord
+
+# Numbers of y or dy that bias and rectifier are applied to at a time, beside constants: all stay in cache.
+PIECE = 1 << 14
 
 
 class Correlation(Protocol):
@@ -63,7 +65,7 @@ class Convolution(Layer):
         self.correlation = self._correlation(record.groups, self._image(setting.x), self._image(self.y), weight, down, across)
         numbers = self.output_shape[-2] * setting.rows
         # Bias and rectifier are applied to whole positions, each of `numbers`.
-        self.piece = max(1, PIECE_FLOATS // numbers) * numbers
+        self.piece = max(1, PIECE // numbers) * numbers
         self.pieces = self._pieces(self.y)
         self.b_C1 = setting.parameters["bias"][:, None] if record.bias else None
         spread = min(self.piece, self.y.size)
