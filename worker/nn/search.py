@@ -72,7 +72,7 @@ def _search_backward(network: Network, step: StepPass) -> NonFinitePlace | None:
             backward(dy)
             for before, dx, total in sums:
                 np.add(before, dx, out=total)
-            layer = stack_pass.steps[moment]
+            layer = stack_pass.layers[moment]
             if not isinstance(layer, Layer):
                 continue
             for gradient in (layer.setting.gradients or {}).values():

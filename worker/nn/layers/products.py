@@ -57,7 +57,7 @@ class _Sum:
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _BlockSums:
     """A block and what is made of it for dW; `turn` is where its dy is turned to first, and from where."""
 
     block: Block
@@ -108,17 +108,17 @@ class Products:
         self.sum = scratch((len(dy), groups, size, filters))
         self.dW_SGKO = dW.reshape(len(dy), groups, filters, size).transpose(0, 1, 3, 2)
         turned = scratch((stacked, groups, widest, dy.shape[4], filters)) if turns(filters, size) else None
-        self.steps = [self._step(block, dy, turned, most) for block in self.back.blocks]
+        self.block_sums = [self._sums_of(block, dy, turned, most) for block in self.back.blocks]
         self.input_gradient: InputGradient | None = None
         if dx is not None:
             self.input_gradient = input_gradient(self.memory, self.weight, groups, self.down, self.across, dy, dx)
 
-    def _step(self, block: Block, dy: Array, turned: Array | None, most: int) -> _Step:
+    def _sums_of(self, block: Block, dy: Array, turned: Array | None, most: int) -> _BlockSums:
         lines = _lines(_line(dy, block), self.groups).transpose(0, 1, 2, 4, 3)
         if turned is None:
-            return _Step(block, None, list(self._sums(block, lines, most)))
+            return _BlockSums(block, None, list(self._sums(block, lines, most)))
         room = turned[: len(lines), :, : lines.shape[2]]
-        return _Step(block, (room, lines), list(self._sums(block, room, most)))
+        return _BlockSums(block, (room, lines), list(self._sums(block, room, most)))
 
     def _sums(self, block: Block, dy: Array, most: int) -> Iterator[_Sum]:
         shards, part = len(dy), self.part[: len(dy)]
@@ -129,11 +129,11 @@ class Products:
 
     def backward(self) -> None:
         self.sum.fill(0)
-        for step in self.steps:
-            self.back.fill(step.block)
-            if step.turn is not None:
-                np.copyto(*step.turn)
-            for own in step.sums:
+        for of_block in self.block_sums:
+            self.back.fill(of_block.block)
+            if of_block.turn is not None:
+                np.copyto(*of_block.turn)
+            for own in of_block.sums:
                 np.matmul(own.columns, own.dy, out=own.products)
                 np.add.reduce(own.products, axis=2, out=own.part)
                 for total, part in own.totals:
@@ -252,22 +252,22 @@ class _Scattered:
         rows = dx.shape[4]
         product = scratch((1, groups, self.gather.widest, down.taps * channels, rows))
         added = scratch((self.gather.widest * dx.shape[3] * rows,))
-        self.steps, touched = [], set()
+        self.scatters, touched = [], set()
         for block in self.gather.blocks:
             own = product[:, :, : block.last - block.first]
             by_tap = own.reshape(*own.shape[:3], down.taps, channels, rows).transpose(3, 0, 2, 1, 4, 5)
-            step = _Scatter(block, own, [], [])
+            scatter = _Scatter(block, own, [], [])
             for tap in range(*down.taps_inside(block.row)):
                 place = down.place(block.row, tap)
                 line = dx[block.shards, place, block.first : block.last]
                 part, key = by_tap[tap], (block.shards.start, place, block.first)
                 if key in touched:
                     flat = added[: line.size]
-                    step.others.append((flat.reshape(part.shape), part, line.reshape(-1), flat))
+                    scatter.others.append((flat.reshape(part.shape), part, line.reshape(-1), flat))
                 else:
-                    step.firsts.append((_grouped(line[:, None], groups)[:, 0], part))
+                    scatter.firsts.append((_grouped(line[:, None], groups)[:, 0], part))
                     touched.add(key)
-            self.steps.append(step)
+            self.scatters.append(scatter)
         read = {place for _, place, _ in touched}
         self.unread = [dx[:, place] for place in range(down.size) if place not in read]
 
@@ -275,10 +275,10 @@ class _Scattered:
         for unread in self.unread:
             unread.fill(0)
         np.copyto(self.filters, self.turned)
-        for step in self.steps:
-            np.matmul(self.W_G1MK, self.gather.fill(step.block), out=step.product)
-            for line, part in step.firsts:
+        for scatter in self.scatters:
+            np.matmul(self.W_G1MK, self.gather.fill(scatter.block), out=scatter.product)
+            for line, part in scatter.firsts:
                 np.copyto(line, part)
-            for copy, part, line, flat in step.others:
+            for copy, part, line, flat in scatter.others:
                 np.copyto(copy, part)
                 np.add(line, flat, out=line)
