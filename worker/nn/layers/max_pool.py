@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, final
 import numpy as np
 
 from worker.nn.layers.layer import Layer, Setting
-from worker.nn.layers.windows import Tap, Tile, merged, tiles
+from worker.nn.layers.windows import Tap, Tile, add_to, merged, tiles
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import Windows, windows
 from worker.nn.streams import Streams
@@ -279,12 +279,8 @@ class _Taps:
             to = self.dx[(tile.shards, *tap.places)]
             if self.apart:
                 np.copyto(to, own)
-                continue
-            total, added = (a[: to.size] for a in self.sums)
-            np.copyto(total.reshape(to.shape), to)
-            np.copyto(added.reshape(to.shape), own)
-            np.add(total, added, out=total)
-            np.copyto(to, total.reshape(to.shape))
+            else:
+                add_to(to, own, self.sums)
 
 
 def _outside(mask: Array, tap: Tap) -> None:

@@ -152,6 +152,15 @@ def merged(a: Array) -> Array:
     return a.reshape(*a.shape[:3], -1)
 
 
+def add_to(places: Array, part: Array, room: Array) -> None:
+    """places += part, a strided view and one of its shape; the sum is formed where both are contiguous, in `room` (2, most)."""
+    total, added = room[0, : places.size], room[1, : places.size]
+    np.copyto(total.reshape(places.shape), places)
+    np.copyto(added.reshape(places.shape), part)
+    np.add(total, added, out=total)
+    np.copyto(places, total.reshape(places.shape))
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Tap:
