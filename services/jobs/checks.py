@@ -93,6 +93,13 @@ def batch_statistics(spec: JobSpec, model: Architecture, training_rows: int) -> 
     yield Violation("training.batch_size", str(batch), remedy, "TOO_FEW_VALUES")
 
 
+def learning(model: Architecture) -> Iterator[Violation]:
+    """A job trains something, or checks its gradient."""
+    if not any(layer.parameters for layer in flattened(layer_shapes(model))):
+        remedy = "no layer learns anything; a job needs one that does, `dense` say"
+        yield Violation("model.layers", "", remedy, "NOTHING_LEARNED")
+
+
 def indices(spec: JobSpec, model: Architecture, schema: DatasetSchema) -> Iterator[Violation]:
     """An embedding over the dataset's inputs takes whole numbers below its vocabulary."""
     for layer in _first_embeddings(layer_shapes(model)):

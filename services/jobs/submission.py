@@ -81,6 +81,7 @@ def prepare(
     shards = checks.BatchShards.of(spec, model, training_rows)
     wrong += checks.workers(spec, shards)
     if model is not None and version is not None and training_rows is not None and not wrong:
+        wrong += checks.learning(model)
         wrong += checks.batch_statistics(spec, model, training_rows)
         wrong += checks.indices(spec, model, version.schema)
     wrong = _first_per_place(wrong)
