@@ -165,7 +165,7 @@ def plateau(spec: JobSpec) -> Iterator[Violation]:
 def split(spec: JobSpec, rows: int) -> Iterator[Violation]:
     """The validation part must have rows, and leave some."""
     fraction = spec.validation_fraction
-    if not 0 < fraction < 1:
+    if fraction == 0:
         return
     count = validation_count(rows, fraction)
     if count == 0:
