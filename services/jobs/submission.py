@@ -85,6 +85,7 @@ def prepare(
         wrong += checks.learning(model)
         wrong += checks.batch_statistics(spec, model, training_rows)
         wrong += checks.indices(spec, model, version.schema)
+        wrong += checks.embeddings_of_indices(model)
     wrong = _first_per_place(wrong)
     if wrong:
         raise UserError(wrong[: limits.VIOLATIONS])
