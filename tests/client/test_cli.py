@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from lockstep.cli.submission import shards_text
 from lockstep.contract.errors import UserError, Violation
+from lockstep.v1 import training_job_pb2
 from tests.client.commands import Lockstep, a_run
 from tests.client.fake_server import TOKEN, FakeServer, State, WatchStep, state_event
 from tests.client.specs import DIGITS
@@ -314,3 +316,8 @@ def test_explain(lockstep: Lockstep) -> None:
     assert (told["type"], told["required"], told["lte"]) == ("whole number", True, 1_000_000)
     assert lockstep("explain", "training.epoch").err == "error: training.epoch: there is no such field; did you mean epochs?\n"
     assert "optimizer.sgd.learning_rate" in lockstep("explain", "learning_rate").err
+
+
+def test_shards_that_get_no_rows_are_said() -> None:
+    assert shards_text(training_job_pb2.Plan(shards=4, filled_shards=4)) == "4"
+    assert shards_text(training_job_pb2.Plan(shards=8, filled_shards=2)) == "8, of which a mini-batch fills 2"

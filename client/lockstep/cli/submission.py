@@ -57,13 +57,19 @@ def plan(target: Target, file: str, as_json: bool) -> None:
         talk(f"note: {warning}")
 
 
+def shards_text(plan: training_job_pb2.Plan) -> str:
+    """How many shards there are, and how many of them have rows where that is fewer."""
+    few = 0 < plan.filled_shards < plan.shards
+    return f"{plan.shards}, of which a mini-batch fills {plan.filled_shards}" if few else f"{plan.shards}"
+
+
 def show_plan(plan: training_job_pb2.Plan) -> None:
     """A plan for people."""
     pairs(
         [
             ("rows", f"{plan.training_rows:,} train, {plan.validation_rows:,} validate"),
             ("steps", f"{plan.total_steps:,}, {plan.steps_per_epoch:,} an epoch"),
-            ("shards", f"{plan.shards}"),
+            ("shards", shards_text(plan)),
             ("parameters", f"{plan.parameters:,}"),
             ("memory", f"{size(plan.worker_memory_bytes)} a worker"),
             ("checkpoint", size(plan.checkpoint_bytes)),

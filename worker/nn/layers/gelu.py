@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import final
 
 import numpy as np
@@ -12,8 +13,8 @@ from worker.nn.layers.layer import Setting
 from worker.nn.parameters import Array
 from worker.specs import GeluRecord
 
-# exp(y^2) erfc(y) = P(y) / Q(y), coefficients from y^8 down: the approximation for the middle range of Cody (1969). Below that
-# range it still gives erfc(y) to 1e-10 absolutely, which is what Phi needs; above it, exp(-y^2) is below 2e-7 and falls.
+# Cody's rational approximations (1969). exp(y^2) erfc(y) = P(y) / Q(y), coefficients from y^8 down, is that for 0.46875 to 4.
+# Below, it still gives erfc(y) to 1e-10, which float32 does not see; above, exp(-y^2) is below 2e-7 and falls.
 P = (
     2.15311535474403846e-8,
     5.64188496988670089e-1,
@@ -37,12 +38,29 @@ Q = (
     1.23033935480374942e3,
 )
 
+# erf(y) = y A(y^2) / B(y^2) up to NEAR, coefficients from y^8 down: for float64.
+A = (
+    1.85777706184603153e-1,
+    3.16112374387056560e0,
+    1.13864154151050156e2,
+    3.77485237685302021e2,
+    3.20937758913846947e3,
+)
+B = (
+    1.0,
+    2.36012909523441209e1,
+    2.44024637934444173e2,
+    1.28261652607737228e3,
+    2.84423683343917062e3,
+)
+NEAR = 0.46875
+
 
 @final
 class Gelu(Elementwise):
     """y = x Phi(x), Phi the standard normal distribution and phi its density (Hendrycks and Gimpel 2016).
 
-    Exact: Phi(x) = erfc(-x / sqrt 2) / 2 by a rational approximation; f' = Phi + x phi. Else, with
+    Exact: Phi(x) = erfc(-x / sqrt 2) / 2 by rational approximations; f' = Phi + x phi. Else, with
     v = tanh(sqrt(2 / pi) (x + 0.044715 x^3)): y = x (1 + v) / 2.
     """
 
@@ -57,6 +75,12 @@ class Gelu(Elementwise):
         self.slope = self.number(3 * 0.044715)
         # Beyond it Phi is 0 or 1 to the last bit, and the polynomials stay finite.
         self.limit = setting.memory.constant((len(self.zeros),), 40)
+        self.double = self.exact and setting.dtype == np.float64
+        if self.double:
+            self.a, self.b = [self.number(c) for c in A], [self.number(c) for c in B]
+            self.near_square, self.near = self.number(NEAR**2), self.number(NEAR * math.sqrt(2))
+            self.near_scratch = setting.memory.forward_scratch((3, len(self.zeros)))
+            self.is_near = setting.memory.forward_scratch((len(self.zeros),), np.dtype(bool))
 
     def compute(self, x: Array, y: Array, derivative: Array, t: Array, u: Array) -> None:
         if self.exact:
@@ -68,12 +92,8 @@ class Gelu(Elementwise):
         np.abs(x, out=t)
         np.minimum(t, self.limit[: len(x)], out=t)
         np.multiply(t, self.root_half, out=t)
-        for polynomial, out in ((self.p, u), (self.q, y)):
-            np.multiply(t, polynomial[0], out=out)
-            for coefficient in polynomial[1:-1]:
-                np.add(out, coefficient, out=out)
-                np.multiply(out, t, out=out)
-            np.add(out, polynomial[-1], out=out)
+        _polynomial(self.p, t, u)
+        _polynomial(self.q, t, y)
         np.divide(u, y, out=u)
         np.multiply(t, t, out=t)
         np.negative(t, out=t)
@@ -84,10 +104,31 @@ class Gelu(Elementwise):
         np.subtract(self.half, u, out=u)
         np.copysign(u, x, out=u)
         np.add(u, self.half, out=u)
+        if self.double:
+            self._near(x, u)
         np.multiply(x, u, out=y)
         np.multiply(t, self.density, out=t)
         np.multiply(t, x, out=t)
         np.add(u, t, out=derivative)
+
+    def _near(self, x: Array, phi: Array) -> None:
+        """Phi(x) = (1 + erf(x / sqrt 2)) / 2 where x is near 0."""
+        square, a, b = self.near_scratch[:, : len(x)]
+        is_near = self.is_near[: len(x)]
+        np.abs(x, out=a)
+        np.less_equal(a, self.near, out=is_near)
+        np.multiply(x, self.root_half, out=square)
+        np.multiply(square, square, out=square)
+        # Where it is not near, any number will do that does not overflow.
+        np.minimum(square, self.near_square, out=square)
+        _polynomial(self.a, square, a)
+        _polynomial(self.b, square, b)
+        np.divide(a, b, out=a)
+        np.multiply(a, x, out=a)
+        np.multiply(a, self.root_half, out=a)
+        np.multiply(a, self.half, out=a)
+        np.add(a, self.half, out=a)
+        np.copyto(phi, a, where=is_near)
 
     def _by_tanh(self, x: Array, y: Array, derivative: Array, t: Array, u: Array) -> None:
         np.multiply(x, x, out=t)
@@ -109,3 +150,12 @@ class Gelu(Elementwise):
         np.add(u, self.half, out=u)
         np.multiply(x, u, out=y)
         np.add(derivative, u, out=derivative)
+
+
+def _polynomial(coefficients: Sequence[Array], x: Array, out: Array) -> None:
+    """By Horner's rule, the coefficient of the highest power first."""
+    np.multiply(x, coefficients[0], out=out)
+    for coefficient in coefficients[1:-1]:
+        np.add(out, coefficient, out=out)
+        np.multiply(out, x, out=out)
+    np.add(out, coefficients[-1], out=out)

@@ -49,7 +49,7 @@ def test_the_derivative(record: LayerRecord) -> None:
 
 
 @pytest.mark.parametrize(("record", "formula"), FORMULAS, ids=[str(record) for record in RECORDS])
-@pytest.mark.parametrize(("dtype", "bound"), [(np.float64, 2e-10), (np.float32, 2e-6)])
+@pytest.mark.parametrize(("dtype", "bound"), [(np.float64, 4e-15), (np.float32, 2e-6)])
 def test_it_is_the_formula(record: LayerRecord, formula: Callable[[float], float], dtype: type, bound: float) -> None:
     x: Array = np.linspace(-12, 12, 20_001).astype(dtype)
     y = LayerBench(record, (20_001,), shards=1, rows=1, dtype=dtype).forward(x.reshape(1, 1, -1)).reshape(-1)
