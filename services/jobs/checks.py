@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, final
 
@@ -100,13 +100,6 @@ def batch_statistics(spec: JobSpec, model: Architecture, training_rows: int) -> 
     yield Violation("training.batch_size", str(batch), remedy, "TOO_FEW_VALUES")
 
 
-def learning(model: Architecture) -> Iterator[Violation]:
-    """A job trains something, or checks its gradient."""
-    if not any(layer.parameters for layer in flattened(layer_shapes(model))):
-        remedy = "no layer learns anything; a job needs one that does, `dense` say"
-        yield Violation("model.layers", "", remedy, "NOTHING_LEARNED")
-
-
 def indices(spec: JobSpec, model: Architecture, schema: DatasetSchema) -> Iterator[Violation]:
     """An embedding over the dataset's inputs takes whole numbers below its vocabulary."""
     for layer in _first_embeddings(layer_shapes(model)):
@@ -122,24 +115,6 @@ def indices(spec: JobSpec, model: Architecture, schema: DatasetSchema) -> Iterat
         elif schema.largest_index >= layer.record.vocabulary:
             remedy = f"the dataset's largest index is {schema.largest_index}; give at least {schema.largest_index + 1}"
             yield Violation(f"{place}.vocabulary", str(layer.record.vocabulary), remedy, "INDEX_OUT_OF_RANGE")
-
-
-def embeddings_of_indices(model: Architecture) -> Iterator[Violation]:
-    """What a layer that learns gives are no indices, and no gradient passes an embedding."""
-    for place, behind in _behind_learned(layer_shapes(model), ""):
-        remedy = f"it takes indices, and model.{behind} before it gives real numbers; put the embedding first"
-        yield Violation(f"model.{place}", "", remedy, "INPUTS_ARE_NOT_INDICES")
-
-
-def _behind_learned(layers: Sequence[LayerShapes], behind: str) -> Generator[tuple[str, str], None, str]:
-    """(place, what learns before it) of embeddings behind layers that learn; returns the last that learns, or `behind`."""
-    for layer in layers:
-        if behind and isinstance(layer.record, EmbeddingRecord):
-            yield layer.place, behind
-        before, behind = behind, layer.place if layer.parameters else behind
-        for branch in layer.branches:
-            behind = (yield from _behind_learned(branch, before)) or behind
-    return behind
 
 
 def _first_embeddings(layers: Sequence[LayerShapes]) -> Iterator[LayerShapes]:

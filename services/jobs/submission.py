@@ -85,10 +85,8 @@ def prepare(
     if model is not None and not wrong:
         wrong += checks.learns(model)
     if model is not None and version is not None and training_rows is not None and not wrong:
-        wrong += checks.learning(model)
         wrong += checks.batch_statistics(spec, model, training_rows)
         wrong += checks.indices(spec, model, version.schema)
-        wrong += checks.embeddings_of_indices(model)
     wrong = _first_per_place(wrong)
     if wrong:
         raise UserError(wrong[: limits.VIOLATIONS])

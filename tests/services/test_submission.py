@@ -224,21 +224,6 @@ def test_a_resolved_spec_is_plain_json() -> None:
     assert json_format.Parse(text, JobSpec()) == prepare(spec(), VERSION).spec
 
 
-def test_an_embedding_takes_nothing_that_is_learned() -> None:
-    embedding = {"embedding": {"vocabulary": 30, "width": 4}}
-    dense = [{"flatten": {}}, {"dense": {"units": 10}}]
-    texts = Version("texts", DIGEST, DatasetSchema(rows=100, input_shape=[12], classes=ClassTarget(count=10), largest_index=29))
-    wrong = refused(spec(model={"layers": [{"dense": {"units": 9}}, {"relu": {}}, embedding, *dense]}), texts)
-    assert list(wrong) == ["model.layers[2].embedding"]
-    assert "it takes indices, and model.layers[0].dense before it" in wrong["model.layers[2].embedding"]
-    inside = {"parallel": {"branches": [{"layers": [{"dense": {"units": 3}}]}, {"layers": [embedding, *dense]}]}}
-    prepare(spec(model={"layers": [inside, *dense]}), texts)  # both branches have the input itself
-    wrong = refused(spec(model={"layers": [inside, embedding, *dense]}), texts)
-    assert "model.layers[0].parallel.branches[1].layers[2].dense before it" in wrong["model.layers[1].embedding"]
-    twice = refused(spec(model={"layers": [embedding, {"residual": {"layers": [{"relu": {}}]}}, embedding, *dense]}), texts)
-    assert "model.layers[0].embedding before it" in twice["model.layers[2].embedding"]
-
-
 def test_an_embedding_takes_the_datasets_indices() -> None:
     layers = [{"embedding": {"vocabulary": 10, "width": 4}}, {"global_pool": {}}, {"dense": {"units": 10}}]
     schema = DatasetSchema(rows=100, input_shape=[12], classes=ClassTarget(count=10))
