@@ -81,6 +81,8 @@ def spans(layout: ParameterLayout) -> list[Span]:
             groups[-1].append(entry)
         else:
             groups.append([entry])
+    if not groups:
+        return []
     ends = [group[0].offset for group in groups[1:]] + [layout.size]
     return [
         Span(min(entry.layer for entry in group), group[0].offset, end, tuple(group))

@@ -290,3 +290,14 @@ def test_large_finite_gradients_are_finite() -> None:
     assert result.finite
     assert net.locate_non_finite([(x, y)]) is None
     assert abs(net.gradients).max() > 1e29
+
+
+# Nothing to learn
+
+
+def test_a_network_without_parameters_computes() -> None:
+    net = Model(Architecture((ReluRecord(),), (5,)), CROSS_ENTROPY)
+    x, y = draw_stack(np.random.default_rng(0), 2, 4, (5,), 5, CROSS_ENTROPY)
+    assert net.loss_and_gradient([(x, y)]).finite
+    assert net.gradients.shape == (1, 0)
+    np.testing.assert_array_equal(net.predict(x[0]), np.maximum(x[0], 0))
