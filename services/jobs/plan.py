@@ -16,9 +16,7 @@ CHECKPOINT_FLOOR_BYTES: Final = 4096
 NAME_BYTES: Final = 128
 
 
-def make_plan(
-    spec: JobSpec, schema: DatasetSchema, model: Architecture, loss: LossRecord, optimizer: OptimizerRecord
-) -> Plan:
+def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, loss: LossRecord, optimizer: OptimizerRecord) -> Plan:
     """Counts and sizes. The spec is valid and filled in."""
     validation_rows = validation_count(schema.rows, spec.validation_fraction)
     training_rows = schema.rows - validation_rows
