@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.nn.combination import Node
+from worker.nn.combination import Subtree
 from worker.nn.model import Model, Stack
 from worker.nn.parameters import Array
 from worker.nn.shapes import Role, TensorEntry
@@ -33,7 +33,7 @@ STEPS = (1e-4, 1e-6)
 # Evaluations of the loss that one element takes, with one step.
 EVALUATIONS_AN_ELEMENT = 4
 
-# What is known of a loss, in units of its last place.
+# How uncertain a loss is, relative to itself and its denominator: it comes of many roundings, each of half an epsilon.
 ROUNDING = 16 * sys.float_info.epsilon
 
 # What float32 may leave of a layer's gradient where it is 0 and only rounding remains, for each row and unit of the loss.
@@ -97,7 +97,7 @@ class GradientCheck:
         model: Model,
         stacks: Sequence[Stack],
         *,
-        combine: tuple[Node, ...] | None = None,
+        combine: tuple[Subtree, ...] | None = None,
         streams: Streams | None = None,
         samples: int = 200,
         evaluations: int = 1_000_000,
@@ -125,6 +125,7 @@ class GradientCheck:
         """Checks the `number`-th of `tensors`; goes on with the next element until `enough`, yet checks at least one."""
         entry = self.tensors[number]
         gradient = self._gradient[entry.offset : entry.offset + entry.size]
+        # The summand is for a tensor without a gradient: 0 over 0 is no error.
         floor = 1e-3 * float(np.abs(gradient).max()) + 1e-12
         checked = skipped = 0
         worst, at, both = 0.0, 0, (0.0, 0.0)
@@ -209,7 +210,7 @@ def check_gradients(
     stacks: Sequence[Stack],
     *,
     seed: int = 0,
-    combine: tuple[Node, ...] | None = None,
+    combine: tuple[Subtree, ...] | None = None,
     streams: Streams | None = None,
     samples: int = 200,
     parameters: Array | None = None,
