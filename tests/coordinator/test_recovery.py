@@ -17,7 +17,7 @@ from lockstep.internal.v1 import agent_service_pb2 as agent
 from tests.coordinator.one_run import Wanted, curve, kinds, run_once
 from tests.coordinator.small_job import make_order
 from tests.coordinator.test_group import gone
-from worker.state_transfer import TransferError
+from worker.state_transfer import TransferError, fetch_state
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -277,7 +277,7 @@ def test_more_and_fewer_workers_join_and_leave_between_stretches(
 def test_a_worker_that_dies_while_its_state_is_read_is_named_with_its_end(
     tmp_path: Path, undisturbed: tuple[agent.RunEnded, list[agent.RunEvent]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group, real, calls = LocalGroup(), members.fetch_state, 0
+    group, real, calls = LocalGroup(), fetch_state, 0
 
     def die(*arguments: Any) -> Any:
         nonlocal calls

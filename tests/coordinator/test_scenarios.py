@@ -56,7 +56,9 @@ class Run:
             case "fail", [kind, ranks, *words]:
                 failures = {
                     int(rank): worker_pb2.Failure(
-                        kind=worker_pb2.Failure.Kind.Value(kind), text=f"worker {rank}: {' '.join(words)}", trace=" ".join(words)
+                        kind=worker_pb2.Failure.Kind.Value(kind),
+                        text=f"worker {rank}: {' '.join(words)}",
+                        trace=" ".join(words),
                     )
                     for rank in ranks.split(",")
                 }
