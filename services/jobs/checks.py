@@ -73,8 +73,15 @@ class BatchShards:
         shards = f"{self.filled} shard{'' if self.filled == 1 else 's'}"
         if self.filled == self.shards:
             return f"a mini-batch has {shards}"
-        least = f"batch_norm leaves a shard at least {BATCH_STATISTICS_ROWS} of the {self.rows} rows of a mini-batch"
+        least = f"batch_norm wants {BATCH_STATISTICS_ROWS} rows in each shard of a mini-batch of {self.rows}"
         return f"{least}, enough for {shards}"
+
+
+def learns(model: Architecture) -> Iterator[Violation]:
+    """A job needs something to learn."""
+    if not any(layer.parameter_count for layer in layer_shapes(model)):
+        kinds = ", ".join(record.kind for record in model.layers[:5])
+        yield Violation("model.layers", kinds, "no layer learns anything; add one that does, such as dense", "NOTHING_LEARNED")
 
 
 def batch_statistics(spec: JobSpec, model: Architecture, training_rows: int) -> Iterator[Violation]:
@@ -103,7 +110,7 @@ def indices(spec: JobSpec, model: Architecture, schema: DatasetSchema) -> Iterat
             yield Violation("preprocessing.standardize", "", remedy, "INPUTS_ARE_NOT_INDICES")
             return
         if not schema.HasField("largest_index"):
-            remedy = "it takes indices, and the dataset's inputs are not all whole numbers from 0 on"
+            remedy = "it takes indices, and the dataset's inputs are not all whole numbers from 0 to 16,777,215"
             yield Violation(place, "", remedy, "INPUTS_ARE_NOT_INDICES")
         elif schema.largest_index >= layer.record.vocabulary:
             remedy = f"the dataset's largest index is {schema.largest_index}; give at least {schema.largest_index + 1}"
@@ -158,7 +165,7 @@ def plateau(spec: JobSpec) -> Iterator[Violation]:
 def split(spec: JobSpec, rows: int) -> Iterator[Violation]:
     """The validation part must have rows, and leave some."""
     fraction = spec.validation_fraction
-    if not 0 < fraction < 1:
+    if fraction == 0:
         return
     count = validation_count(rows, fraction)
     if count == 0:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Final
 
 from lockstep.contract.arithmetic import filled_shards, validation_count
-from lockstep.contract.errors import UserError
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.training_job_pb2 import LayerPlan, Plan
 from worker.nn.shapes import Role, layer_shapes, parameter_layout, worker_memory_bytes
-from worker.specs import Architecture, OptimizerRecord
+from worker.specs import Architecture, LossRecord, OptimizerRecord
 
 # Headers and the manifest of a checkpoint, without the names of tensors.
 CHECKPOINT_FLOOR_BYTES: Final = 4096
 NAME_BYTES: Final = 128
 
 
-def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimizer: OptimizerRecord) -> Plan:
+def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, loss: LossRecord, optimizer: OptimizerRecord) -> Plan:
     """Counts and sizes. The spec is valid and filled in."""
     validation_rows = validation_count(schema.rows, spec.validation_fraction)
     training_rows = schema.rows - validation_rows
@@ -37,6 +36,7 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimiz
         parameters=parameters,
         worker_memory_bytes=worker_memory_bytes(
             model,
+            loss,
             batch_size=batch_size,
             shards=spec.training.shards,
             workers=spec.workers.min,
@@ -50,15 +50,8 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimiz
 
 
 def of_gradient_check(plan: Plan, model: Architecture) -> Plan:
-    """The Plan of a job that only compares gradients: its steps are the learned tensors; it has no checkpoints.
-
-    Raises UserError where there is nothing to compare.
-    """
+    """The Plan of a job that only compares gradients: its steps are the learned tensors; it has no checkpoints."""
     learned = [entry for entry in parameter_layout(model).entries if entry.role is not Role.STATE]
-    if not learned:
-        raise UserError.of(
-            "model.layers", "", "no layer learns anything; a gradient check needs one that does", "NOTHING_LEARNED"
-        )
     checked = Plan()
     checked.CopyFrom(plan)
     checked.total_steps, checked.checkpoint_bytes = len(learned), 0

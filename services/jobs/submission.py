@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from lockstep.contract.arithmetic import ARITHMETIC_VERSION, validation_count
-from lockstep.contract.digests import arithmetic_digest, uses_controller
+from lockstep.contract.digests import arithmetic_digest
 from lockstep.contract.errors import UserError, Violation
 from lockstep.contract.rules import check
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
@@ -16,6 +16,7 @@ from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.training_job_pb2 import Plan, TrainingJob
 from services import limits
 from services.jobs import checks, resolve
+from services.jobs.notes import notes
 from services.jobs.plan import make_plan, of_gradient_check
 
 
@@ -73,25 +74,28 @@ def prepare(
     resolve.fill(spec)
     wrong += checks.not_built(spec)
     wrong += checks.plateau(spec)
-    model, _, optimizer = checks.records(spec, version.schema if version else None, wrong)
+    model, loss, optimizer = checks.records(spec, version.schema if version else None, wrong)
     training_rows = None
-    if version is not None:
+    # A fraction that the rules refuse, not a number say, counts nothing.
+    if version is not None and 0 <= spec.validation_fraction < 1:
         wrong += checks.split(spec, version.schema.rows)
         training_rows = version.schema.rows - validation_count(version.schema.rows, spec.validation_fraction)
     shards = checks.BatchShards.of(spec, model, training_rows)
     wrong += checks.workers(spec, shards)
+    if model is not None and not wrong:
+        wrong += checks.learns(model)
     if model is not None and version is not None and training_rows is not None and not wrong:
         wrong += checks.batch_statistics(spec, model, training_rows)
         wrong += checks.indices(spec, model, version.schema)
     wrong = _first_per_place(wrong)
     if wrong:
         raise UserError(wrong[: limits.VIOLATIONS])
-    assert version is not None and model is not None and optimizer is not None
+    assert version is not None and model is not None and loss is not None and optimizer is not None
     if kind == TrainingJob.GRADIENT_CHECK:
         spec.workers.min = spec.workers.max = 1
     warnings = resolve.cap_workers(spec, shards)
     resolve.fill_initializers(spec.model.layers, model.layers)
-    plan = make_plan(spec, version.schema, model, optimizer)
+    plan = make_plan(spec, version.schema, model, loss, optimizer)
     if kind == TrainingJob.GRADIENT_CHECK:
         plan = of_gradient_check(plan, model)
     resolve.fill_evaluation(spec, plan.steps_per_epoch)
@@ -102,7 +106,7 @@ def prepare(
         plan=plan,
         version=version,
         arithmetic_digest=arithmetic_digest(spec, version.digest, ARITHMETIC_VERSION),
-        warnings=warnings + _short_batches(spec, plan) + _idle_plateau(spec, plan),
+        warnings=warnings + notes(spec, plan, model),
     )
 
 
@@ -117,29 +121,6 @@ def unknown_dataset(name: str, known: Sequence[str]) -> Violation:
         guess = f"did you mean {names}? " if likely else ""
         remedy = f"there is no such dataset; {guess}`lockstep dataset push` registers one"
     return Violation("dataset", name, remedy, "UNKNOWN_DATASET")
-
-
-def _short_batches(spec: JobSpec, plan: Plan) -> list[str]:
-    batch, rows = spec.training.batch_size, plan.training_rows
-    if batch <= rows:
-        return []
-    return [f"training.batch_size is {batch:,}, but {rows:,} rows train: each epoch is one short batch of {rows:,} rows"]
-
-
-def _idle_plateau(spec: JobSpec, plan: Plan) -> list[str]:
-    """A sentence if too few evaluations come before the last step for reduce-on-plateau ever to act."""
-    if not uses_controller(spec):
-        return []
-    schedule, every, last = spec.optimizer.schedule, spec.evaluation.every_steps, plan.total_steps - 1
-    warming = min(schedule.warmup_steps, last) // every
-    # Those of the warm-up are not counted, nor is the very first, which only sets the lowest loss.
-    counted = max(0, last // every - max(1, warming))
-    if counted >= schedule.plateau.patience:
-        return []
-    return [
-        f"optimizer.schedule.plateau will not act: its patience is {schedule.plateau.patience}, and {counted} evaluations "
-        "count before the last step; lower patience or evaluation.every_steps, or train longer"
-    ]
 
 
 def _first_per_place(wrong: Sequence[Violation]) -> list[Violation]:

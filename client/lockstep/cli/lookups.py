@@ -8,7 +8,8 @@ import click
 
 from lockstep import __version__
 from lockstep.cli.conventions import Target, as_json
-from lockstep.cli.job_lines import WAIT_STATES, State, gradient_table, result_words, state_line
+from lockstep.cli.gradient_table import gradient_table
+from lockstep.cli.job_lines import WAIT_STATES, State, result_words, state_line
 from lockstep.cli.metric_words import all_metrics, class_row
 from lockstep.cli.output import duration, json_line, moment, number, pairs, percent, result, size, table, talk
 from lockstep.names import short
@@ -118,7 +119,7 @@ def _run(run: training_job_pb2.Run) -> tuple[str, ...]:
 
 
 def _checkpoint(checkpoint: training_job_pb2.Checkpoint) -> tuple[str, ...]:
-    best = "best" if checkpoint.best else ""
+    best = "best of these" if checkpoint.best else ""
     return f"step {checkpoint.step:,}", size(checkpoint.size_bytes), checkpoint.weights_sha256[:12], best
 
 
