@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -176,6 +176,7 @@ def test_a_head_that_is_gone_does_not_stand_in_place_of_the_runs_end(leaf: MakeG
     from ray.exceptions import RayError
 
     from coordinator.group import ray as module
+    from coordinator.group.ray import _Place
 
     tried: list[str] = []
 
@@ -189,7 +190,7 @@ def test_a_head_that_is_gone_does_not_stand_in_place_of_the_runs_end(leaf: MakeG
     monkeypatch.setattr(ray, "kill", gone("kill"))
     monkeypatch.setattr(module, "remove_placement_group", gone("placement"))
     group = leaf()
-    group._actors, group._placement = ["one", "two"], "placement"
+    group._actors, group._places = ["one", "two"], [_Place(cast(Any, "placement"), [])]
     group.close()
     assert tried == ["kill", "kill", "placement"]
     group.close()
