@@ -9,14 +9,14 @@ from lockstep.v1.dataset_service_pb2 import DatasetSchema
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.training_job_pb2 import LayerPlan, Plan
 from worker.nn.shapes import Role, layer_shapes, parameter_layout, worker_memory_bytes
-from worker.specs import Architecture, OptimizerRecord
+from worker.specs import Architecture, LossRecord, OptimizerRecord
 
 # Headers and the manifest of a checkpoint, without the names of tensors.
 CHECKPOINT_FLOOR_BYTES: Final = 4096
 NAME_BYTES: Final = 128
 
 
-def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimizer: OptimizerRecord) -> Plan:
+def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, loss: LossRecord, optimizer: OptimizerRecord) -> Plan:
     """Counts and sizes. The spec is valid and filled in."""
     validation_rows = validation_count(schema.rows, spec.validation_fraction)
     training_rows = schema.rows - validation_rows
@@ -36,6 +36,7 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimiz
         parameters=parameters,
         worker_memory_bytes=worker_memory_bytes(
             model,
+            loss,
             batch_size=batch_size,
             shards=spec.training.shards,
             workers=spec.workers.min,
