@@ -78,7 +78,7 @@ HIRE_LAST_S = 300.0
 HIRE_AGAIN_S = 10.0
 # Groups of a run that may fail by the same cause, and the time that they may step in vain, with no stretch completed between.
 SAME_CAUSE_GROUPS = 3
-NO_PROGRESS_S = 1800.0
+NO_PROGRESS_S = 1800
 # A peer within a step, and within the first one. Settings, so that tests need not wait.
 STEP_DEADLINE_FLOOR_S = float(os.environ.get("LOCKSTEP_STEP_DEADLINE_FLOOR_S", "30"))
 FIRST_STEP_DEADLINE_S = float(os.environ.get("LOCKSTEP_FIRST_STEP_DEADLINE_S", "300"))

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, TypeVar, final
 
 import ray
-import structlog
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
