@@ -140,6 +140,16 @@ def reply(fingerprint: str, node: str = "n", **explanation: str) -> worker_pb2.J
     return worker_pb2.JoinReply(fingerprint=fingerprint, node_id=node, host="h-" + node, explanation=explanation)
 
 
+def test_a_worker_without_the_portable_kernels_is_refused_with_its_reason() -> None:
+    unfit = reply("most", node="old")
+    unfit.unfit = "its processor lacks fma"
+    admitted = admit([unfit, unfit, reply("portable")], "", 1)
+    assert (admitted.ranks, admitted.fingerprint) == ([2], "portable")
+    assert "worker 0 (node old, host h-old) cannot compute the portable arithmetic: its processor lacks fma" in admitted.refused[0]
+    with pytest.raises(NotFitting, match=r"0 of 1 workers.*lacks fma"):
+        admit([unfit], "", 1)
+
+
 def test_a_worker_that_differs_is_refused_with_both_fingerprints_and_what_differs() -> None:
     joined = [reply("odd", "b", kernel="Prescott", numpy="2.4"), *[reply("most", "a", kernel="Haswell", numpy="2.4")] * 2]
     admitted = admit(joined, "", 1)

@@ -226,6 +226,7 @@ class JoinReply(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
+    UNFIT_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     """Its process id on its node."""
     fingerprint: _builtins.str
@@ -236,6 +237,8 @@ class JoinReply(_message.Message):
     """Memory that it may use."""
     node_id: _builtins.str
     """Ray's id of its node, or a word of the local group's."""
+    unfit: _builtins.str
+    """Why it has not the kernels that the job needs; empty: it has."""
     @_builtins.property
     def explanation(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What explains the fingerprint: versions, kernels, CPU features."""
@@ -249,10 +252,11 @@ class JoinReply(_message.Message):
         host: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         node_id: _builtins.str = ...,
+        unfit: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "fingerprint", b"fingerprint", "host", b"host", "memory_bytes", b"memory_bytes", "node_id", b"node_id", "pid", b"pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "fingerprint", b"fingerprint", "host", b"host", "memory_bytes", b"memory_bytes", "node_id", b"node_id", "pid", b"pid", "unfit", b"unfit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
