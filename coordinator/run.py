@@ -117,7 +117,7 @@ def _carry_out(order: agent.RunOrder, files_folder: Path, reports: Reports, orde
         return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=f"jobs of kind {name} are not built yet")
     make = GradientCheckRun if kind == job.TrainingJob.GRADIENT_CHECK else Training
     # A gradient check compares with float64 and may run on any kernels.
-    portable = make is Training and order.spec.training.arithmetic == job_spec_pb2.PORTABLE
+    portable = kind == job.TrainingJob.TRAINING and order.spec.training.arithmetic == job_spec_pb2.PORTABLE
     make_group = partial(cluster.group, PORTABLE_WORKER if portable else SHARD_WORKER)
     try:
         return make(order, files_folder, reports, orders, make_group).run()

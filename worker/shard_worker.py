@@ -130,7 +130,7 @@ class ShardWorker:
         if assignment.stretches is None or request.first_step != assignment.step + 1:
             raise InternalError(f"a stretch from step {request.first_step} was asked after step {assignment.step}")
         assignment.hide()
-        return assignment.stretches.run(request.first_step, request.last_step, request.rate_factor)
+        return assignment.stretches.run(request)
 
     def _evaluate(self, request: EvaluateRequest) -> EvaluateReply:
         assignment = self._prepared()

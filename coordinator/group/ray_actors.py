@@ -90,8 +90,8 @@ class Ready:
     def take(self, handler: str, node_ids: Sequence[str]) -> list[Any | None]:
         """An actor with this handler for each place, None where there is none; the others are ended.
 
-        None is given where they host another, and once they were left without a beat for long, as while a lock or a placement was awaited: they may have
-        ended themselves.
+        None is given where they host another, and once they were left without a beat for long, as while a lock or a placement
+        was awaited: they may have ended themselves.
         """
         fit = handler == self._handler and time.monotonic() - self._beaten_at < limits.WORKER_SILENCE_S / 2
         taken = [self._actors[node].pop(0) if fit and self._actors.get(node) else None for node in node_ids]
