@@ -106,13 +106,15 @@ def test_what_decides_the_weights_changes_the_digest() -> None:
     assert digest(prepare(spec(), Version("digits", "cd" * 32, DIGITS))) != plain
 
 
-def test_portable_arithmetic_is_another_digest() -> None:
+def test_portable_arithmetic_and_skipped_steps_are_other_digests() -> None:
     training = {"epochs": 1, "batch_size": 8}
     native, same, portable = (
         prepare(spec(training=training | changes), VERSION).arithmetic_digest
         for changes in ({}, {"arithmetic": "NATIVE"}, {"arithmetic": "PORTABLE"})
     )
     assert native == same != portable
+    skipping = prepare(spec(training=training, non_finite="SKIP_STEP"), VERSION).arithmetic_digest
+    assert skipping != native == prepare(spec(training=training, non_finite="FAIL"), VERSION).arithmetic_digest
 
 
 def test_a_batch_above_the_rows_is_one_short_batch_and_said() -> None:
