@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn, final
 
 from coordinator import limits
+from coordinator.controller import Controller
 from coordinator.group.group import WorkerGroup
 from coordinator.joining import Admitted, admit
 from coordinator.recovery import Corrupted, GroupFailed
@@ -110,13 +111,18 @@ class Members:
         restore = _Request(restore=worker_pb2.RestoreRequest(step=snapshot.step, received=True))
         self._ask("taking the snapshot", restore, "done", limits.RESTORE_S)
 
-    def take(self, stretch: Stretch, rate_factor: float, step_s: float) -> list[worker_pb2.StretchReply]:
-        """Has the workers take a stretch of steps, which lately took `step_s` each, at their rates times `rate_factor`; the
-        answers by rank.
+    def take(self, stretch: Stretch, controller: Controller, step_s: float) -> list[worker_pb2.StretchReply]:
+        """Has the workers take a stretch of steps, which lately took `step_s` each; the answers by rank.
 
         Raises Corrupted when the workers' parameters differ afterwards.
         """
-        asked = worker_pb2.StretchRequest(first_step=stretch.first, last_step=stretch.last, rate_factor=rate_factor)
+        asked = worker_pb2.StretchRequest(
+            first_step=stretch.first,
+            last_step=stretch.last,
+            rate_factor=controller.rate_factor,
+            skipped_steps=controller.skipped_steps,
+            skipped_in_a_row=controller.skipped_in_a_row,
+        )
         request = _Request(stretch=asked)
         deadline_s = 2 * limits.STEP_DEADLINE_FLOOR_S + STEP_DEADLINE_FACTOR * step_s * stretch.steps
         if step_s <= 0:

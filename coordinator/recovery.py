@@ -17,6 +17,7 @@ from coordinator.group.group import WorkerLoss
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.internal.v1 import worker_pb2
 from lockstep.v1 import job_spec_pb2
+from worker.limits import SKIPPED_IN_A_ROW
 
 
 @final
@@ -65,14 +66,13 @@ class GroupFailed(Exception):
 
 @final
 class NotFinite(Exception):
-    """A number that is not finite turned up; `found` says where, or `vector` names the part of the state that holds it."""
+    """A number that is not finite turned up, and the policy does not pass over it. `found` says where; `vector`, where only
+    the update gave it, which part of the state."""
 
-    def __init__(self, found: worker_pb2.NonFinite | None, vector: str = "", first_step: int = 0, last_step: int = 0) -> None:
+    def __init__(self, found: worker_pb2.NonFinite, vector: str = "") -> None:
         self.found = found
         self.vector = vector
-        self.first_step = first_step
-        self.last_step = last_step
-        super().__init__(found, vector, first_step, last_step)
+        super().__init__(found, vector)
 
 
 @final
@@ -193,17 +193,23 @@ def _when(failure: GroupFailed) -> str:
 
 
 def _not_finite_sentence(failure: NotFinite, policy: job_spec_pb2.NonFinitePolicy.ValueType) -> str:
-    remedy = "lower the learning rate, or look at these rows"
+    left_out = "the step was not applied"
     if policy == job_spec_pb2.SKIP_STEP:
-        remedy = "skipping the step is not built yet; " + remedy
-    found = failure.found
-    if found is None:
-        steps = f"steps {failure.first_step} to {failure.last_step}"
-        return f"{failure.vector} held numbers that are not finite after {steps}: {remedy}"
+        left_out = f"it would be number {SKIPPED_IN_A_ROW} in a row that is skipped"
+    return f"{_where(failure.found, failure.vector)}; {left_out}: lower the learning rate, or look at these rows"
+
+
+def skipped_sentence(found: worker_pb2.NonFinite, vector: str = "") -> str:
+    """What a notice says of a step that was skipped."""
+    return f"{_where(found, vector)}; the step was skipped"
+
+
+def _where(found: worker_pb2.NonFinite, vector: str) -> str:
+    if vector:
+        return f"step {found.step}: the update gave {vector} that are not finite, from gradients that are"
     rows = ", ".join(str(row) for row in found.rows)
     where = f" in shard {found.shard}, rows {rows}" if rows else ""
-    layer = found.layer or "a sum of gradients"
-    return f"step {found.step}: {layer} gave a number that is not finite{where}; the step was not applied: {remedy}"
+    return f"step {found.step}: {found.layer or 'a sum of gradients'} gave a number that is not finite{where}"
 
 
 def _cut(text: str) -> str:

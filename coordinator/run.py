@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, final
 
@@ -24,6 +25,7 @@ from coordinator.checkpoint_folder import CheckpointBroken
 from coordinator.exit_codes import EXIT_BROKEN, EXIT_FAILED, EXIT_ORPHANED, EXIT_SPOOL_FULL, EXIT_SPOOL_TAKEN, EXIT_UNREACHABLE
 from coordinator.gradient_check import GradientCheckRun
 from coordinator.group.cluster import Cluster, ClusterUnreachable
+from coordinator.group.group import PORTABLE_WORKER, SHARD_WORKER
 from coordinator.logs import configure
 from coordinator.orders import Orders
 from coordinator.parent import die_with_parent
@@ -33,6 +35,7 @@ from coordinator.spool import SpoolBroken, SpoolFull, SpoolTaken, SpoolWriter, s
 from coordinator.training import Training
 from lockstep.contract.errors import LockstepError, UserError
 from lockstep.internal.v1 import agent_service_pb2 as agent
+from lockstep.v1 import job_spec_pb2
 from lockstep.v1 import training_job_pb2 as job
 
 
@@ -113,8 +116,11 @@ def _carry_out(order: agent.RunOrder, files_folder: Path, reports: Reports, orde
         name = job.TrainingJob.Kind.Name(kind)
         return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=f"jobs of kind {name} are not built yet")
     make = GradientCheckRun if kind == job.TrainingJob.GRADIENT_CHECK else Training
+    # A gradient check compares with float64 and may run on any kernels.
+    portable = kind == job.TrainingJob.TRAINING and order.spec.training.arithmetic == job_spec_pb2.PORTABLE
+    make_group = partial(cluster.group, PORTABLE_WORKER if portable else SHARD_WORKER)
     try:
-        return make(order, files_folder, reports, orders, cluster.group).run()
+        return make(order, files_folder, reports, orders, make_group).run()
     except UserError as error:
         return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=str(error))
     except (CheckpointBroken, SpoolBroken, SpoolFull):

@@ -73,6 +73,7 @@ class Standing:
     def stepped(self, replies: Sequence[worker_pb2.StretchReply]) -> None:
         """A stretch was taken; its answers are by rank."""
         self.step = replies[0].step
+        self.controller = self.controller.skipped(replies[0].skipped_steps, replies[0].skipped_in_a_row)
         if replies[0].losses:
             self.loss = replies[0].losses[-1].loss
         for member, reply in zip(self._members, replies, strict=True):
@@ -103,6 +104,7 @@ class Standing:
             samples_per_second=self.rows.between(stretch.first - 1, self.step) / seconds if seconds > 0 else 0.0,
             step_seconds=step_s,
             workers=len(self._members),
+            skipped_steps=self.controller.skipped_steps,
             applied_rows=self.rows.up_to(self.step),
             replayed_rows=self.rows.between(self.start, min(self.step, self._furthest_step)) + self._dropped_rows,
         )

@@ -15,13 +15,12 @@ from coordinator.members import Members
 from coordinator.model_files import ModelFiles
 from coordinator.recovery import Corrupted, EndRun, GroupFailed, NotFinite, Patience, decide
 from coordinator.reports import Reports, workers
-from coordinator.snapshots import Snapshot, assemble
 from coordinator.standing import Standing
-from coordinator.stretches import Cadence, Pace, Stretch, next_stretch
+from coordinator.steps import Steps
+from coordinator.stretches import Cadence, Stretch
 from coordinator.wanted import Wanted
 from lockstep.contract.arithmetic import EVALUATION_BLOCK_ROWS
 from lockstep.internal.v1 import agent_service_pb2 as agent
-from lockstep.internal.v1 import worker_pb2
 from lockstep.v1 import training_job_pb2 as job
 
 
@@ -45,10 +44,9 @@ class Training:
         self._commits = Commits(order, files_folder, reports, wanted, clock)
         self._at = Standing(order)
         self._fingerprint = order.fingerprint
-        self._checkpoint = ""  # the folder of the one that the run began with
-        self._snapshot: Snapshot | None = None  # of this run, at the step where it stands
+        self._steps = Steps(order, self._files, reports, self._at, clock)
         self._unsaid: tuple[Stretch, float] | None = None  # the stretch before it and when it began, until progress is said
-        self._pace, self._patience = Pace(), Patience()
+        self._patience = Patience()
         self._taken_at = clock()  # when the last stretch was
         self._begun = False
 
@@ -91,8 +89,8 @@ class Training:
                 return self._ended(agent.RunEnded.SUCCEEDED, f"all {self._at.step} steps were applied")
             if not going:
                 return self._ended(agent.RunEnded.PAUSED, f"paused at step {self._at.step}")
-        if self._snapshot is not None:
-            self._commits.commit(self._snapshot, self._at, self._fingerprint, put_off=False)
+        if self._steps.snapshot is not None:
+            self._commits.commit(self._steps.snapshot, self._at, self._fingerprint, put_off=False)
         return self._ended(agent.RunEnded.PAUSED, f"paused at step {self._at.step}, while it waited for workers")
 
     def _recover(self) -> None:
@@ -100,7 +98,7 @@ class Training:
         if start is not None:
             self._at.resume(start.manifest)
             self._fingerprint = start.manifest.fingerprint
-            self._checkpoint = str(start.folder.relative_to(self._files_folder))
+            self._steps.checkpoint = start.folder.relative_to(self._files_folder)
 
     def _form(self, crew: Crew) -> Members | None:
         """A group that stands where the run does. None when a pause was asked for while there were not enough workers."""
@@ -108,12 +106,8 @@ class Training:
         members = crew.form(self._fingerprint, self._at.step)
         if members is None:
             return None
-        if self._snapshot is not None:
-            members.give(self._snapshot)
-        else:
-            members.restore(self._at.step, self._checkpoint)
+        self._steps.put(members)
         self._fingerprint = members.fingerprint
-        self._pace = Pace()  # another number of workers takes other times, and the first step warms them up
         self._at.formed(members.infos())
         if not self._begun:
             self._begin()
@@ -146,31 +140,17 @@ class Training:
         return None
 
     def _take(self, members: Members) -> None:
-        """Takes a stretch of steps and copies the state behind it: then, and only then, the run stands there.
-
-        Raises NotFinite.
-        """
+        """Takes a stretch of steps. Raises NotFinite."""
         began = self._clock()
-        stretch = next_stretch(self._cadence, self._at.step, self._pace, self._commits.apart_s)
-        replies = members.take(stretch, self._at.controller.rate_factor, self._pace.step_s)
-        found = [reply.non_finite for reply in replies if reply.HasField("non_finite")]
-        if found:
-            self._stepped(replies)
-            raise NotFinite(max(found, key=lambda place: bool(place.layer)))
-        copying = self._clock()
-        snapshot = assemble(stretch.last, self._files.vector_size, self._files.vector_names, members.state())
-        self._stepped(replies)
-        if vector := snapshot.not_finite():
-            raise NotFinite(None, vector, stretch.first, stretch.last)
-        self._snapshot, self._patience, self._taken_at = snapshot, Patience(), self._clock()
+        stretch = self._steps.take(members, self._commits.apart_s)
         self._unsaid = stretch, began
-        self._pace = self._pace.after(stretch.steps, _step_seconds(replies[0], stretch), self._taken_at - copying)
+        self._patience, self._taken_at = Patience(), self._clock()
 
     def _meet(self, members: Members) -> bool:
         """What is due where the run stands: an evaluation, a word about it, a checkpoint. Gives whether steps follow."""
         # Before the checkpoint, which so holds what the controller makes of it.
         evaluated = self._evaluate_if_due(members)
-        if self._unsaid is None or self._snapshot is None:
+        if self._unsaid is None or self._steps.snapshot is None:
             return evaluated
         pausing = (not evaluated or self._wanted.paused()) and not self._at.finished
         must_keep = pausing or self._at.finished
@@ -178,15 +158,8 @@ class Training:
         self._reports.progress(self._at.message(stretch, self._clock() - began), self._at.computed_rows, last=must_keep)
         self._unsaid = None
         if must_keep or self._cadence.checkpoints(self._at.step, self._commits.apart_s):
-            self._commits.commit(self._snapshot, self._at, self._fingerprint, put_off=not must_keep)
+            self._commits.commit(self._steps.snapshot, self._at, self._fingerprint, put_off=not must_keep)
         return not must_keep
-
-    def _stepped(self, replies: list[worker_pb2.StretchReply]) -> None:
-        self._at.stepped(replies)
-        for loss in replies[0].losses:
-            if self._cadence.is_point(loss.step):
-                values = [("loss", loss.loss), ("learning_rate", loss.learning_rate)]
-                self._reports.points(loss.step, self._at.rows.epoch_of(loss.step), values)
 
     def _evaluate_if_due(self, members: Members) -> bool:
         """Evaluates the last step if that is due. False where a pause drops it: the next run begins with it."""
@@ -231,7 +204,3 @@ class Training:
             computed_rows=self._at.computed_rows,
             cause=cause,
         )
-
-
-def _step_seconds(reply: worker_pb2.StretchReply, stretch: Stretch) -> float:
-    return reply.median_step_seconds or reply.total_seconds / stretch.steps

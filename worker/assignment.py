@@ -11,6 +11,7 @@ from typing import final
 from lockstep.contract.arithmetic import default_shards
 from lockstep.contract.errors import InternalError
 from lockstep.internal.v1.worker_pb2 import PrepareReply, PrepareRequest, ReceiveReply, SnapshotReply
+from lockstep.v1.job_spec_pb2 import NonFinitePolicy
 from worker.build import build_model, build_update
 from worker.collective.barrier import Barrier
 from worker.collective.handshake import Membership
@@ -89,7 +90,7 @@ class Assignment:
 
     @property
     def step(self) -> int:
-        """The last applied step."""
+        """The last step that was applied or skipped."""
         return self.stretches.step if self.stretches is not None else 0
 
     @property
@@ -165,6 +166,7 @@ class Assignment:
             deadlines=self._deadlines,
             first_shard=owned[0],
             total_steps=self._total_steps,
+            skips=self._spec.non_finite == NonFinitePolicy.SKIP_STEP,
         )
         self.evaluation = Evaluation(model, self._source, self._validation_rows, self.rank, len(self.nodes))
 

@@ -42,10 +42,13 @@ from worker.memory import usable_memory_bytes
 
 @final
 class ShardWorker:
-    """One worker. `handle` takes one request at a time; a heartbeat may come beside it, from another thread."""
+    """One worker. `handle` takes one request at a time; a heartbeat may come beside it, from another thread.
 
-    def __init__(self, node_id: str, host: str) -> None:
-        self._node_id, self._host = node_id, host
+    `unfit` says why it has not the kernels that it was to have; it says so on joining.
+    """
+
+    def __init__(self, node_id: str, host: str, unfit: str = "") -> None:
+        self._node_id, self._host, self._unfit = node_id, host, unfit
         # Two threads of the BLAS give other bits than one; the limit holds as long as this object does.
         self._one_thread = threadpool_limits(limits=1)
         self._assignment: Assignment | None = None
@@ -100,6 +103,7 @@ class ShardWorker:
             host=socket.gethostname(),
             memory_bytes=usable_memory_bytes(),
             node_id=self._node_id,
+            unfit=self._unfit,
         )
 
     def _prepare(self, request: PrepareRequest) -> PrepareReply:
@@ -126,7 +130,7 @@ class ShardWorker:
         if assignment.stretches is None or request.first_step != assignment.step + 1:
             raise InternalError(f"a stretch from step {request.first_step} was asked after step {assignment.step}")
         assignment.hide()
-        return assignment.stretches.run(request.first_step, request.last_step, request.rate_factor)
+        return assignment.stretches.run(request)
 
     def _evaluate(self, request: EvaluateRequest) -> EvaluateReply:
         assignment = self._prepared()

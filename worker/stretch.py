@@ -9,12 +9,12 @@ import google_crc32c
 import numpy as np
 
 from lockstep.contract.arithmetic import point_interval
-from lockstep.internal.v1.worker_pb2 import NonFinite, StepLoss, StretchReply
+from lockstep.internal.v1.worker_pb2 import NonFinite, StepLoss, StretchReply, StretchRequest
 from worker.collective.peers import Deadlines
 from worker.collective.plan import NodeMemory, StepSums
 from worker.collective.reduce import Reduction
 from worker.collective.shared_memory import F32
-from worker.limits import NAMED_ROWS, STEP_TIMES, TRANSFER_BYTES
+from worker.limits import NAMED_ROWS, NAMED_SKIPS, SKIPPED_IN_A_ROW, STEP_TIMES, TRANSFER_BYTES
 from worker.nn.model import Model, Result
 from worker.nn.schedules import learning_rate
 from worker.nn.streams import Streams
@@ -26,7 +26,7 @@ _NOTHING = Result((), (), True)
 
 @final
 class Stretches:
-    """Takes the steps of one worker. `step` is the last one that was applied."""
+    """Takes the steps of one worker. `step` is the last one that was applied or skipped."""
 
     def __init__(
         self,
@@ -39,21 +39,20 @@ class Stretches:
         deadlines: Deadlines,
         first_shard: int,
         total_steps: int,
+        skips: bool,
     ) -> None:
         self._rank, self._model, self._rows = rank, model, rows
         self._reduction, self._memory = reduction, memory
         self._optimizer, self._deadlines, self._first_shard = optimizer, deadlines, first_shard
-        self._total_steps, self._points = total_steps, point_interval(total_steps)
+        self._total_steps, self._points, self._skips = total_steps, point_interval(total_steps), skips
         self._times = np.zeros(STEP_TIMES)
         self._stepped = False
         self.step = 0
 
-    def run(self, first_step: int, last_step: int, rate_factor: float) -> StretchReply:
-        """Takes the steps, both included, at their learning rates times `rate_factor`.
-
-        Ends before a step whose gradient is not finite anywhere; that is in the reply.
-        """
-        reply = StretchReply()
+    def run(self, request: StretchRequest) -> StretchReply:
+        """Takes the steps. One whose gradient is not finite anywhere is skipped, or ends the stretch before it."""
+        first_step, last_step = request.first_step, request.last_step
+        reply = StretchReply(skipped_in_a_row=request.skipped_in_a_row)
         began, waited_s, clock = time.perf_counter(), self._reduction.waited_s, time.perf_counter
         with np.errstate(all="ignore"):
             for step in range(first_step, last_step + 1):
@@ -61,15 +60,26 @@ class Stretches:
                 batch = self._rows.batch(step)
                 shards = self._rows.stacks(len(batch))
                 epoch = self._rows.steps_per_epoch
-                rate = learning_rate(self._optimizer, step, epoch, self._total_steps, rate_factor)
+                rate = learning_rate(self._optimizer, step, epoch, self._total_steps, request.rate_factor)
 
                 shards.fill(batch)
                 result = self._forward_backward(shards, step)
                 sums = self._reduction.step(
-                    shards.filled, len(batch), step, rate, result.finite, result.loss_sums, result.denominators
+                    shards.filled,
+                    len(batch),
+                    step,
+                    rate,
+                    result.finite,
+                    result.loss_sums,
+                    result.denominators,
+                    request.skipped_steps + reply.skipped_steps,
                 )
 
-                if not sums.finite:
+                if sums.finite:
+                    reply.skipped_in_a_row = 0
+                elif self._skips and reply.skipped_in_a_row + 1 < SKIPPED_IN_A_ROW:
+                    self._skip(reply, shards, batch, step, result)
+                else:
                     reply.non_finite.CopyFrom(self._locate(shards, batch, step, result))
                     break
                 self.step = step
@@ -87,6 +97,12 @@ class Stretches:
             self._deadlines.after(reply.median_step_seconds)
         reply.parameters_crc32c = _crc32c(self._memory.parameters)
         return reply
+
+    def _skip(self, reply: StretchReply, shards: ShardStacks, batch: Rows, step: int, result: Result) -> None:
+        if len(reply.skipped) < NAMED_SKIPS:
+            reply.skipped.append(self._locate(shards, batch, step, result))
+        reply.skipped_steps += 1
+        reply.skipped_in_a_row += 1
 
     def _forward_backward(self, shards: ShardStacks, step: int) -> Result:
         """This worker's gradient sums of the batch, one per subtree; nothing where all its shards are empty."""

@@ -10,6 +10,7 @@ from coordinator.exit_status import Cause
 
 # What a worker's process hosts: "module:attribute", called with node_id and host, with handle(bytes) -> bytes.
 SHARD_WORKER = "worker.shard_worker:ShardWorker"
+PORTABLE_WORKER = "worker.portable:portable_worker"
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,8 @@ class LocalCluster(Cluster):
     def prepare(self, nodes: Sequence[cluster.Node]) -> None:
         return None  # a process is started in no time
 
-    def group(self) -> WorkerGroup:
-        return LocalGroup(environments=self._environments)
+    def group(self, handler: str = SHARD_WORKER) -> WorkerGroup:
+        return LocalGroup(handler, self._environments)
 
 
 @final

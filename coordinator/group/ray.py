@@ -100,8 +100,8 @@ class RayCluster(Cluster):
     def prepare(self, nodes: Sequence[cluster.Node]) -> None:
         self._ready.keep(nodes)
 
-    def group(self) -> WorkerGroup:
-        return RayGroup(ready=self._ready)
+    def group(self, handler: str = SHARD_WORKER) -> WorkerGroup:
+        return RayGroup(handler, self._ready)
 
 
 @final
@@ -180,7 +180,7 @@ class RayGroup(WorkerGroup):
                     )
             placed = placement_group_table(place.group)["bundles_to_node_id"]
             node_ids = [placed[bundle] for bundle in range(workers)]
-            ready = self._ready.take(node_ids) if self._ready else [None] * workers
+            ready = self._ready.take(self._handler, node_ids) if self._ready else [None] * workers
             self._actors = [
                 actor if actor is not None else new_actor(self._handler, node_id)
                 for actor, node_id in zip(ready, node_ids, strict=True)

@@ -87,14 +87,14 @@ class Ready:
             if gone in actors:
                 actors.remove(gone)
 
-    def take(self, node_ids: Sequence[str]) -> list[Any | None]:
-        """An actor for each place, None where there is none; the others are ended.
+    def take(self, handler: str, node_ids: Sequence[str]) -> list[Any | None]:
+        """An actor with this handler for each place, None where there is none; the others are ended.
 
-        None is given once they were left without a beat for long, as while a lock or a placement was awaited: they may have
-        ended themselves.
+        None is given where they host another, and once they were left without a beat for long, as while a lock or a placement
+        was awaited: they may have ended themselves.
         """
-        heard = time.monotonic() - self._beaten_at < limits.WORKER_SILENCE_S / 2
-        taken = [self._actors[node].pop(0) if heard and self._actors.get(node) else None for node in node_ids]
+        fit = handler == self._handler and time.monotonic() - self._beaten_at < limits.WORKER_SILENCE_S / 2
+        taken = [self._actors[node].pop(0) if fit and self._actors.get(node) else None for node in node_ids]
         for actors in self._actors.values():
             for actor in actors:
                 ray.kill(actor, no_restart=True)

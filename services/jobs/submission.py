@@ -73,7 +73,6 @@ def prepare(
     if version is None and asked.dataset and not any(violation.place == "dataset" for violation in wrong):
         wrong.append(unknown_dataset(asked.dataset, known_datasets))
     resolve.fill(spec)
-    wrong += checks.not_built(spec)
     wrong += checks.plateau(spec)
     model, loss, optimizer = checks.records(spec, version.schema if version else None, wrong)
     training_rows = None

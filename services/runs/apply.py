@@ -81,6 +81,8 @@ def _progress(connection: Connection, job: Row[Any], run: Row[Any], event: RunEv
     progress.CopyFrom(said.progress)
     progress.applied_rows = max(job.applied_rows, progress.applied_rows)
     progress.replayed_rows += job.replayed_rows
+    if job.progress is not None:  # a run from a checkpoint comes to the same steps again
+        progress.skipped_steps = max(progress.skipped_steps, Progress.FromString(job.progress).skipped_steps)
     endings.count_rows(message, said.computed_rows)
     message.last_step = max(message.last_step, progress.step)
     rows.change_run(connection, job.id, run.run_number, message=message.SerializeToString())

@@ -16,7 +16,7 @@ from coordinator.exit_status import Cause, interpret, out_of_memory_kills
 from coordinator.group.group import WorkerLoss
 from coordinator.joining import NotFitting, admit
 from coordinator.preflight import Needs, lacks, write_marker
-from coordinator.recovery import Corrupted, GroupFailed, NotFinite, decide
+from coordinator.recovery import Corrupted, GroupFailed, NotFinite, decide, skipped_sentence
 from coordinator.sharding import Rows, by_node, workers_used
 from coordinator.snapshots import Snapshot
 from coordinator.stretches import Cadence, Pace, next_stretch
@@ -140,6 +140,18 @@ def reply(fingerprint: str, node: str = "n", **explanation: str) -> worker_pb2.J
     return worker_pb2.JoinReply(fingerprint=fingerprint, node_id=node, host="h-" + node, explanation=explanation)
 
 
+def test_a_worker_without_the_portable_kernels_is_refused_with_its_reason() -> None:
+    unfit = reply("most", node="old")
+    unfit.unfit = "its processor lacks fma"
+    admitted = admit([unfit, unfit, reply("portable")], "", 1)
+    assert (admitted.ranks, admitted.fingerprint) == ([2], "portable")
+    assert (
+        "worker 0 (node old, host h-old) cannot compute the portable arithmetic: its processor lacks fma" in admitted.refused[0]
+    )
+    with pytest.raises(NotFitting, match=r"0 of 1 workers.*lacks fma"):
+        admit([unfit], "", 1)
+
+
 def test_a_worker_that_differs_is_refused_with_both_fingerprints_and_what_differs() -> None:
     joined = [reply("odd", "b", kernel="Prescott", numpy="2.4"), *[reply("most", "a", kernel="Haswell", numpy="2.4")] * 2]
     admitted = admit(joined, "", 1)
@@ -216,8 +228,11 @@ def test_a_number_that_is_not_finite_is_named_with_step_layer_shard_and_rows() -
     end = decide(NotFinite(found), job_spec_pb2.FAIL)
     assert end.outcome == agent.RunEnded.FAILED and end.notice == "NON_FINITE"
     assert all(word in end.reason for word in ("step 12", "layers[2].dense", "shard 3", "rows 5, 9"))
-    state = decide(NotFinite(None, "velocity", 5, 9), job_spec_pb2.SKIP_STEP)
-    assert "velocity" in state.reason and "steps 5 to 9" in state.reason and "not built" in state.reason
+    skipped = decide(NotFinite(found), job_spec_pb2.SKIP_STEP)
+    assert skipped.outcome == agent.RunEnded.FAILED and "number 100 in a row that is skipped" in skipped.reason
+    state = decide(NotFinite(worker_pb2.NonFinite(step=9), "velocity"), job_spec_pb2.FAIL)
+    assert "step 9: the update gave velocity that are not finite" in state.reason and "not applied" in state.reason
+    assert skipped_sentence(found).endswith("rows 5, 9; the step was skipped")
 
 
 def test_a_snapshot_names_the_vector_that_holds_what_is_not_finite() -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.group.group import PORTABLE_WORKER
+from coordinator.group.local import LocalGroup
 from lockstep.internal.v1 import agent_service_pb2 as agent
+from lockstep.v1 import job_spec_pb2
 from tests.coordinator.agent_process import AgentProcess
 from tests.coordinator.api_server import ApiServer
 from tests.coordinator.one_run import run_once
@@ -60,6 +63,17 @@ def test_ray_workers_give_the_weights_that_plain_processes_give(server: ApiServe
     there, _ = run_once(make_order(files, workers=1, job_id="local-0001"), files)
     assert ended.result.weights_sha256 == there.result.weights_sha256
     assert sum(ended.computed_rows) == sum(there.computed_rows)
+
+
+def test_a_portable_job_has_workers_with_the_shared_kernels(server: ApiServer, files: Path) -> None:
+    order = make_order(files, workers=2, job_id="ray-0005")
+    order.spec.training.arithmetic = job_spec_pb2.PORTABLE
+    key = server.wish(order)
+    ended = server.wait(lambda: server.ended(key), 40)
+    assert ended.outcome == agent.RunEnded.SUCCEEDED, ended.reason
+    there, _ = run_once(make_order(files, job_id="local-0005"), files, make_group=lambda: LocalGroup(PORTABLE_WORKER))
+    assert ended.result.weights_sha256 == there.result.weights_sha256
+    assert ended.result.fingerprint == there.result.fingerprint
 
 
 def test_a_killed_worker_is_replaced_within_the_run_and_the_weights_are_those_of_one_undisturbed(

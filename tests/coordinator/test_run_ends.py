@@ -58,7 +58,8 @@ def trains(monkeypatch: pytest.MonkeyPatch, act: Any, loop: str = "Training") ->
 class Nowhere:
     """A cluster that is not asked for a group."""
 
-    group = None
+    def group(self, handler: str) -> None:
+        raise AssertionError(handler)
 
 
 def carry_out(files: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 
 from coordinator import checkpoint_folder, limits
 from coordinator.checkpoint_folder import NoSpace
+from coordinator.group.group import PORTABLE_WORKER
+from coordinator.group.local import LocalGroup
 from coordinator.model_files import ModelFiles
 from lockstep.contract.manifest import MODEL_FILE
 from lockstep.contract.weights import weights_sha256_of_file
@@ -184,6 +187,18 @@ def test_a_worker_of_another_kernel_is_refused_and_the_others_go_on(tmp_path: Pa
     assert ended.result.weights_sha256 == undisturbed.result.weights_sha256 and len(ended.computed_rows) == 2
     assert events[0].notice.reason == "NODE_FINGERPRINT_DIFFERS"
     assert undisturbed.result.fingerprint in events[0].notice.text and "worker 0" in events[0].notice.text
+
+
+def test_portable_workers_under_unlike_variables_share_a_job(tmp_path: Path) -> None:
+    environments = {0: {"OPENBLAS_CORETYPE": "SkylakeX"}, 1: ANOTHER_KERNEL, 2: {"NPY_ENABLE_CPU_FEATURES": "X86_V3"}}
+    made = set()
+    for workers in (1, 3):
+        files = tmp_path / str(workers)
+        group = partial(LocalGroup, PORTABLE_WORKER, environments)
+        ended, events = run_once(make_order(files, workers=workers), files, make_group=group)
+        assert len(ended.computed_rows) == workers and "notice" not in kinds(events)
+        made.add((ended.result.weights_sha256, ended.result.fingerprint))
+    assert len(made) == 1
 
 
 def test_without_a_fitting_node_the_run_waits_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -428,6 +428,7 @@ class Progress(_message.Message):
     REPLAYED_ROWS_FIELD_NUMBER: _builtins.int
     REMAINING_SECONDS_FIELD_NUMBER: _builtins.int
     VALIDATION_METRICS_FIELD_NUMBER: _builtins.int
+    SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The last applied step; in a gradient check, the tensors that are checked."""
     total_steps: _builtins.int
@@ -452,6 +453,10 @@ class Progress(_message.Message):
     """Rows computed again after failures, over all runs."""
     remaining_seconds: _builtins.float
     """Time the remaining steps will take at the present rate; not set before the second stretch."""
+    skipped_steps: _builtins.int
+    """Steps whose update was left out because their gradient was not finite, over all runs; they count as steps and their rows as
+    applied.
+    """
     @_builtins.property
     def validation_metrics(self) -> Global___ValidationMetrics:
         """What else the last evaluation found."""
@@ -472,10 +477,11 @@ class Progress(_message.Message):
         replayed_rows: _builtins.int = ...,
         remaining_seconds: _builtins.float | None = ...,
         validation_metrics: Global___ValidationMetrics | None = ...,
+        skipped_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_remaining_seconds", b"_remaining_seconds", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "loss", b"loss", "remaining_seconds", b"remaining_seconds", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_remaining_seconds", b"_remaining_seconds", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "applied_rows", b"applied_rows", "epoch", b"epoch", "loss", b"loss", "remaining_seconds", b"remaining_seconds", "replayed_rows", b"replayed_rows", "samples_per_second", b"samples_per_second", "step", b"step", "step_seconds", b"step_seconds", "total_steps", b"total_steps", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_remaining_seconds", b"_remaining_seconds", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "applied_rows", b"applied_rows", "epoch", b"epoch", "loss", b"loss", "remaining_seconds", b"remaining_seconds", "replayed_rows", b"replayed_rows", "samples_per_second", b"samples_per_second", "skipped_steps", b"skipped_steps", "step", b"step", "step_seconds", b"step_seconds", "total_steps", b"total_steps", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015

@@ -226,6 +226,7 @@ class JoinReply(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
+    UNFIT_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     """Its process id on its node."""
     fingerprint: _builtins.str
@@ -236,6 +237,8 @@ class JoinReply(_message.Message):
     """Memory that it may use."""
     node_id: _builtins.str
     """Ray's id of its node, or a word of the local group's."""
+    unfit: _builtins.str
+    """Why it has not the kernels that the job needs; empty: it has."""
     @_builtins.property
     def explanation(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What explains the fingerprint: versions, kernels, CPU features."""
@@ -249,10 +252,11 @@ class JoinReply(_message.Message):
         host: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         node_id: _builtins.str = ...,
+        unfit: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "fingerprint", b"fingerprint", "host", b"host", "memory_bytes", b"memory_bytes", "node_id", b"node_id", "pid", b"pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "fingerprint", b"fingerprint", "host", b"host", "memory_bytes", b"memory_bytes", "node_id", b"node_id", "pid", b"pid", "unfit", b"unfit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -471,22 +475,30 @@ class StretchRequest(_message.Message):
     FIRST_STEP_FIELD_NUMBER: _builtins.int
     LAST_STEP_FIELD_NUMBER: _builtins.int
     RATE_FACTOR_FIELD_NUMBER: _builtins.int
+    SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
+    SKIPPED_IN_A_ROW_FIELD_NUMBER: _builtins.int
     first_step: _builtins.int
     """The first step."""
     last_step: _builtins.int
     """The last step."""
     rate_factor: _builtins.float
     """What the learning rates of these steps are multiplied by: what the controller made of the evaluations so far, else 1."""
+    skipped_steps: _builtins.int
+    """Steps before first_step that were skipped: their updates do not count among the optimizer's."""
+    skipped_in_a_row: _builtins.int
+    """How many of them stand directly before it."""
     def __init__(
         self,
         *,
         first_step: _builtins.int = ...,
         last_step: _builtins.int = ...,
         rate_factor: _builtins.float = ...,
+        skipped_steps: _builtins.int = ...,
+        skipped_in_a_row: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_step", b"first_step", "last_step", b"last_step", "rate_factor", b"rate_factor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_step", b"first_step", "last_step", b"last_step", "rate_factor", b"rate_factor", "skipped_in_a_row", b"skipped_in_a_row", "skipped_steps", b"skipped_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -507,8 +519,11 @@ class StretchReply(_message.Message):
     PARAMETERS_CRC32C_FIELD_NUMBER: _builtins.int
     NON_FINITE_FIELD_NUMBER: _builtins.int
     MEDIAN_STEP_SECONDS_FIELD_NUMBER: _builtins.int
+    SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
+    SKIPPED_IN_A_ROW_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """The last applied step."""
+    """The last step that was applied or skipped."""
     computed_rows: _builtins.int
     """Rows this worker computed."""
     compute_seconds: _builtins.float
@@ -521,13 +536,23 @@ class StretchReply(_message.Message):
     """CRC-32C of the parameters after the last step; equal on all nodes."""
     median_step_seconds: _builtins.float
     """Step time, median over the stretch."""
+    skipped_steps: _builtins.int
+    """Steps that were skipped, because their gradient was not finite and the policy says so."""
+    skipped_in_a_row: _builtins.int
+    """How many of them, and of those before, stand at the stretch's end."""
     @_builtins.property
     def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepLoss]:
         """The steps whose loss is a point of the curve, and the last step. From rank 0 alone."""
 
     @_builtins.property
     def non_finite(self) -> Global___NonFinite:
-        """Set when the stretch ended early at a step whose gradient was not finite; that step was not applied."""
+        """Set when the stretch ended early at a step whose gradient was not finite, by policy or because too many in a row had none;
+        that step was neither applied nor skipped.
+        """
+
+    @_builtins.property
+    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[Global___NonFinite]:
+        """The first few of them."""
 
     def __init__(
         self,
@@ -541,10 +566,13 @@ class StretchReply(_message.Message):
         parameters_crc32c: _builtins.int = ...,
         non_finite: Global___NonFinite | None = ...,
         median_step_seconds: _builtins.float = ...,
+        skipped_steps: _builtins.int = ...,
+        skipped_in_a_row: _builtins.int = ...,
+        skipped: _abc.Iterable[Global___NonFinite] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["non_finite", b"non_finite"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_seconds", b"compute_seconds", "computed_rows", b"computed_rows", "losses", b"losses", "median_step_seconds", b"median_step_seconds", "non_finite", b"non_finite", "parameters_crc32c", b"parameters_crc32c", "step", b"step", "total_seconds", b"total_seconds", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_seconds", b"compute_seconds", "computed_rows", b"computed_rows", "losses", b"losses", "median_step_seconds", b"median_step_seconds", "non_finite", b"non_finite", "parameters_crc32c", b"parameters_crc32c", "skipped", b"skipped", "skipped_in_a_row", b"skipped_in_a_row", "skipped_steps", b"skipped_steps", "step", b"step", "total_seconds", b"total_seconds", "wait_seconds", b"wait_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
