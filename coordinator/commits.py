@@ -17,6 +17,7 @@ from coordinator.standing import Standing
 from coordinator.wanted import Wanted
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
+from worker.failpoints import failpoint
 
 
 @final
@@ -87,6 +88,7 @@ class Commits:
                 continue
             self._committed_at, self._putting_off = self._clock(), False
             self._reports.checkpoint(self._checkpoints.message(committed))
+            failpoint("checkpoint.when_published", at.step, committed.folder)
             return
 
     def result(self) -> job.Result | None:

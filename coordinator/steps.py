@@ -19,6 +19,7 @@ from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.internal.v1 import worker_pb2
 from lockstep.v1 import job_spec_pb2
 from lockstep.v1 import training_job_pb2 as job
+from worker.failpoints import failpoint
 from worker.limits import SKIPPED_IN_A_ROW
 
 
@@ -84,7 +85,9 @@ class Steps:
         return stretch
 
     def _copied(self, members: Members, step: int) -> Snapshot:
-        return assemble(step, self._files.vector_size, self._files.vector_names, members.state())
+        snapshot = assemble(step, self._files.vector_size, self._files.vector_names, members.state())
+        failpoint("snapshot.when_copied", step, snapshot.parameters)
+        return snapshot
 
     def _left_out(self, members: Members, reply: worker_pb2.StretchReply, vector: str) -> Snapshot:
         """The state behind a step whose update is left out after it was seen to overflow. Raises NotFinite."""

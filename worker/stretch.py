@@ -14,6 +14,7 @@ from worker.collective.peers import Deadlines
 from worker.collective.plan import NodeMemory, StepSums
 from worker.collective.reduce import Reduction
 from worker.collective.shared_memory import F32
+from worker.failpoints import armed, failpoint
 from worker.limits import NAMED_ROWS, NAMED_SKIPS, SKIPPED_IN_A_ROW, STEP_TIMES, TRANSFER_BYTES
 from worker.nn.model import Model, Result
 from worker.nn.schedules import learning_rate
@@ -53,6 +54,7 @@ class Stretches:
         """Takes the steps. One whose gradient is not finite anywhere is skipped, or ends the stretch before it."""
         first_step, last_step = request.first_step, request.last_step
         reply = StretchReply(skipped_in_a_row=request.skipped_in_a_row)
+        self._model.after_forward = (lambda: failpoint("step.after_forward", self.step + 1)) if armed() else None
         began, waited_s, clock = time.perf_counter(), self._reduction.waited_s, time.perf_counter
         with np.errstate(all="ignore"):
             for step in range(first_step, last_step + 1):
@@ -63,7 +65,9 @@ class Stretches:
                 rate = learning_rate(self._optimizer, step, epoch, self._total_steps, request.rate_factor)
 
                 shards.fill(batch)
+                failpoint("step.before_forward", step)
                 result = self._forward_backward(shards, step)
+                failpoint("step.after_backward", step)
                 sums = self._reduction.step(
                     shards.filled,
                     len(batch),
@@ -95,6 +99,7 @@ class Stretches:
         if steps > 0:
             reply.median_step_seconds = float(np.median(self._times[:steps]))
             self._deadlines.after(reply.median_step_seconds)
+        failpoint("stretch.when_done", self.step, self._memory.parameters)
         reply.parameters_crc32c = _crc32c(self._memory.parameters)
         return reply
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
@@ -105,6 +105,7 @@ class Model:
         self._known: dict[int, _Known] = {}
         self._evaluation: StackPass | None = None
         self._metrics = block_metrics(loss, self._network.output_shape)
+        self.after_forward: Callable[[], None] | None = None  # a probe of the fault tests, called between the two passes
         if parameters is None:
             self.initialize()
 
@@ -142,7 +143,7 @@ class Model:
         with one gradient sum per node.
         """
         step = self._step(stacks, combine)
-        losses, denominators, finite = step.run(stacks, streams)
+        losses, denominators, finite = step.run(stacks, streams, self.after_forward)
         if len(losses) == 1:
             return Result((losses[0],), (denominators[0],), finite and math.isfinite(losses[0]))
         loss_sums = tuple([tree_sum(node, losses) for node in step.nodes])

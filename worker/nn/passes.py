@@ -278,9 +278,16 @@ class StepPass:
             denominators.extend(loss.denominators.tolist())
         return loss_sums, denominators
 
-    def run(self, stacks: Sequence[tuple[Array, Any]], streams: Streams | None) -> tuple[list[float], list[float], bool]:
+    def run(
+        self,
+        stacks: Sequence[tuple[Array, Any]],
+        streams: Streams | None,
+        after_forward: Callable[[], None] | None = None,
+    ) -> tuple[list[float], list[float], bool]:
         """(loss sums, denominators) by shard, and whether all gradients are finite; these lie in the model's rows."""
         loss_sums, denominators = self.losses(stacks, streams)
+        if after_forward is not None:
+            after_forward()
         for stack_pass in self.passes:
             stack_pass.take_gradient(stack_pass.loss.backward())
         finite = True
