@@ -130,12 +130,9 @@ def of_worker(points: Iterable[str], run_number: int, group_number: int, rank: i
 
 
 def arm(points: Iterable[str]) -> None:
-    """Arms points of which this process is the victim, beside those that it has. Raises UserError where it must not."""
+    """Arms points of which this process is the victim, beside those that it has. Raises UserError where it must not heed any."""
     for point in points:
         found = _parsed(point)
-        if not allowed():
-            remedy = f"it is heeded only by processes that were started with {ALLOW}=1, which is for tests alone"
-            raise UserError.of("failpoints", point, remedy, "FAILPOINTS_NOT_ALLOWED")
         new = _Armed(point, found["action"], found["argument"] or "", int(found["number"]))
         _armed.setdefault(found["name"], []).append(new)
 
@@ -154,8 +151,11 @@ def _victim(point: str) -> tuple[int, int, int]:
 
 
 def _parsed(point: str) -> dict[str, str | None]:
-    found = _POINT.fullmatch(point)
     place = "failpoints"
+    if not allowed():
+        remedy = f"points are heeded only by processes that were started with {ALLOW}=1, which is for tests alone"
+        raise UserError.of(place, point, remedy, "FAILPOINTS_NOT_ALLOWED")
+    found = _POINT.fullmatch(point)
     if found is None:
         raise UserError.of(place, point, "it must look like run1/rank2/reduce.after_post=kill@3", "FAILPOINT_UNKNOWN")
     names = COORDINATOR if found["rank"] is None else WORKER
