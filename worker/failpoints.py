@@ -6,7 +6,8 @@ the third time. `run1/group4/rank0/...` is one of a later group, `run2/coordinat
 the orders of run and group, never in an environment: a successor would meet them again.
 
 Actions: `kill` and `stop` (signals to itself), `raise`, `sleep:SECONDS`, and `corrupt`, which flips a bit of what the place
-hands over: memory, or the file of a folder that `corrupt:FILE` names.
+hands over: memory, or the file of a folder that `corrupt:FILE` names; in its middle, or so many thousandths behind its
+beginning: `corrupt:,20`, `corrupt:FILE,20`.
 """
 
 from __future__ import annotations
@@ -184,17 +185,18 @@ def _act(point: _Armed, target: Any) -> None:
             raise FailpointRaised(point.text)
         case "sleep":
             time.sleep(float(point.argument))
-        case "corrupt" if isinstance(target, Path):
-            with (target / point.argument).open("r+b") as file:
-                content = bytearray(file.read())
-                content[len(content) // 2] ^= 1
-                file.seek(0)
-                file.write(content)
         case "corrupt" if target is not None:
-            flipped = memoryview(target).cast("B")
-            flipped[len(flipped) // 2] ^= 1
+            name, _, thousandths = point.argument.partition(",")
+            _flip(target / name if isinstance(target, Path) else target, int(thousandths or 500))
         case _:
             raise FailpointRaised(f"{point.text}: there is nothing to corrupt")
+
+
+def _flip(target: Any, thousandths: int) -> None:
+    content = bytearray(target.read_bytes()) if isinstance(target, Path) else memoryview(target).cast("B")
+    content[len(content) * thousandths // 1000] ^= 1
+    if isinstance(target, Path):
+        target.write_bytes(content)
 
 
 def _halfway(name: str, items: Sequence[_Item], step: int) -> Iterator[_Item]:

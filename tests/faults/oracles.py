@@ -10,7 +10,6 @@ O6 what people are told names the victim and the cause
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -111,8 +110,10 @@ def nothing_left(outcome: Outcome) -> None:
         time.sleep(0.01)
     halves = [path for path in outcome.files.rglob("*") if path.suffix in (".tmp", ".old")]
     assert not halves or outcome.ended.outcome != agent.RunEnded.SUCCEEDED, halves
-    assert not [name for name in os.listdir("/dev/shm") if "lockstep" in name]
-    assert not list((outcome.files / "spool").glob("*.events"))
+    segments = [path for path in Path("/dev/shm").glob("*lockstep*") if path.is_file()]
+    assert not segments, f"shared memory is left: {segments}"
+    spools = list((outcome.files / "spool").glob("*.events"))
+    assert not spools, f"acknowledged spools are left: {spools}"
 
 
 def ended_in_time(outcome: Outcome) -> None:
