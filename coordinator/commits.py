@@ -62,8 +62,9 @@ class Commits:
     def commit(self, snapshot: Snapshot, at: Standing, fingerprint: str, put_off: bool) -> None:
         """Commits the snapshot. Without space it is put off, or, where it cannot be, space is waited for.
 
-        Raises Interrupted.
+        Raises Interrupted, and Corrupted where the snapshot is not what it was.
         """
+        snapshot.check()
         files, sha256 = self._files.tensors(snapshot)
         self._reports.sync()  # the points up to a checkpoint are durable before it
         while True:

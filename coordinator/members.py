@@ -95,7 +95,8 @@ class Members:
         self._step = step
 
     def give(self, snapshot: Snapshot) -> None:
-        """Puts the state of a snapshot into the workers."""
+        """Puts the state of a snapshot into the workers. Raises Corrupted where it is not what it was."""
+        snapshot.check()
         self._step = snapshot.step
         receive = _Request(receive=worker_pb2.ReceiveRequest(step=snapshot.step))
         replies = self._ask("taking the snapshot", receive, "receive", limits.JOIN_S)

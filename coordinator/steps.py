@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
 from coordinator import limits
 from coordinator.members import Members
 from coordinator.model_files import ModelFiles
-from coordinator.recovery import NotFinite, skipped_sentence
+from coordinator.recovery import Corrupted, NotFinite, skipped_sentence
 from coordinator.reports import Reports
 from coordinator.snapshots import Snapshot, assemble
 from coordinator.standing import Standing
@@ -68,6 +69,11 @@ class Steps:
         replies = members.take(stretch, self._at.controller, self._pace.step_s)
         copying = self._clock()
         snapshot = self._copied(members, replies[0].step)
+        if snapshot.checksums["parameters"] != replies[0].parameters_crc32c:
+            raise Corrupted(
+                f"after step {snapshot.step} the copy of the parameters is not what the workers have (CRC-32C "
+                f"{snapshot.checksums['parameters']:08x} instead of {replies[0].parameters_crc32c:08x}); memory or a link is not sound"
+            )
         vector = snapshot.not_finite()
         if vector and stretch.steps > 1:
             self._one_by_one_to = stretch.last
@@ -98,7 +104,7 @@ class Steps:
         if self.snapshot is None:
             self._restore(members)
             self.snapshot = self._copied(members, self._at.step)
-        snapshot = Snapshot(reply.step, self.snapshot.vectors)
+        snapshot = replace(self.snapshot, step=reply.step)
         members.give(snapshot)
         self._tell(self._at.controller.skipped_steps + 1, found, vector)
         reply.skipped_steps, reply.skipped_in_a_row = 1, in_a_row

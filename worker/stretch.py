@@ -5,17 +5,16 @@ from __future__ import annotations
 import time
 from typing import final
 
-import google_crc32c
 import numpy as np
 
 from lockstep.contract.arithmetic import point_interval
 from lockstep.internal.v1.worker_pb2 import NonFinite, StepLoss, StretchReply, StretchRequest
+from worker.checksum import crc32c
 from worker.collective.peers import Deadlines
 from worker.collective.plan import NodeMemory, StepSums
 from worker.collective.reduce import Reduction
-from worker.collective.shared_memory import F32
 from worker.failpoints import armed, failpoint
-from worker.limits import NAMED_ROWS, NAMED_SKIPS, SKIPPED_IN_A_ROW, STEP_TIMES, TRANSFER_BYTES
+from worker.limits import NAMED_ROWS, NAMED_SKIPS, SKIPPED_IN_A_ROW, STEP_TIMES
 from worker.nn.model import Model, Result
 from worker.nn.schedules import learning_rate
 from worker.nn.streams import Streams
@@ -100,7 +99,7 @@ class Stretches:
             reply.median_step_seconds = float(np.median(self._times[:steps]))
             self._deadlines.after(reply.median_step_seconds)
         failpoint("stretch.when_done", self.step, self._memory.parameters)
-        reply.parameters_crc32c = _crc32c(self._memory.parameters)
+        reply.parameters_crc32c = crc32c(self._memory.parameters)
         return reply
 
     def _skip(self, reply: StretchReply, shards: ShardStacks, batch: Rows, step: int, result: Result) -> None:
@@ -140,10 +139,3 @@ class Stretches:
 
 def _loss(step: int, sums: StepSums, rate: float) -> StepLoss:
     return StepLoss(step=step, loss=sums.loss_sum / (sums.denominator or 1.0), learning_rate=rate)
-
-
-def _crc32c(parameters: F32) -> int:
-    crc, data = 0, parameters.data.cast("B")
-    for at in range(0, len(data), TRANSFER_BYTES):
-        crc = google_crc32c.extend(crc, bytes(data[at : at + TRANSFER_BYTES]))
-    return crc

@@ -125,8 +125,11 @@ def ended_in_time(outcome: Outcome) -> None:
 def victims_named(outcome: Outcome) -> None:
     """O6."""
     said = "\n".join(outcome.said)
+    # Nobody was left who could say it.
+    unsaid = {fired.point.partition("/")[0] for fired in outcome.fired if "/recovery.when_fenced=" in fired.point}
     for fired in outcome.fired:
-        if "=kill@" in fired.point and "run.when_ended" not in fired.point:
+        run, victim = fired.point.split("/")[:2]
+        if "=kill@" in fired.point and "run.when_ended" not in fired.point and (run not in unsaid or victim == "coordinator"):
             assert any(f"pid {fired.pid})" in text and "SIGKILL" in text for text in outcome.said), (
                 f"nobody is told of {fired.point}"
             )

@@ -146,9 +146,15 @@ def _flipped_parameters(name: str, victim: int, number: int, place: int = 500) -
     return Case(17, case, points, environments=_TWO_NODES, words=("the workers' parameters differ",))
 
 
+# The steps after which a run takes snapshots; every second one becomes a checkpoint.
+_SNAPSHOTS = (1, 3, 4, 6, 8, 9)
+
+
 def _flipped_snapshot(number: int, place: int = 500) -> Case:
     points = (f"run1/coordinator/snapshot.when_copied=corrupt:,{place}@{number}",)
-    return Case(17, "a bit of a snapshot flipped", points, words=("CORRUPTION_DETECTED",))
+    if number % 2:  # those of odd numbers become no checkpoint, and are used only where somebody is lost
+        points += (f"run1/rank1/step.before_forward=kill@{_SNAPSHOTS[number - 1] + 1}",)
+    return Case(17, "a bit of a snapshot flipped", points, words=("in the snapshot of step",))
 
 
 def _flipped_file(file: str, name: str, number: int, place: int = 500) -> Case:
@@ -166,7 +172,7 @@ _FILES = (MODEL_FILE, OPTIMIZER_FILE, MANIFEST_FILE)
 
 def _flip_cases() -> list[Case]:
     return [
-        _flipped_parameters("gather.when_sent", 1, 5),
+        _flipped_parameters("gather.when_sent", 1, 6),
         _flipped_parameters("stretch.when_done", 0, 3),
         _flipped_snapshot(3),
         _flipped_snapshot(6, 900),
@@ -181,8 +187,10 @@ def _draw_flipped(random: Random) -> Case:
     place = random.randrange(1000)
     match random.randrange(4):
         case 0:
-            name, times = random.choice((("gather.when_sent", STEPS), ("stretch.when_done", 6)))
-            return _flipped_parameters(name, random.randrange(2), random.randint(1, times), place)
+            # A flip shows where it meets the comparison: in the last step of a stretch.
+            places = (("gather.when_sent", random.choice(_SNAPSHOTS)), ("stretch.when_done", random.randint(1, 6)))
+            name, number = random.choice(places)
+            return _flipped_parameters(name, random.randrange(2), number, place)
         case 1:
             return _flipped_snapshot(random.randint(1, 6), place)
         case 2:
