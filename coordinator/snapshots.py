@@ -21,7 +21,7 @@ Parts = Mapping[tuple[str, int, int], Vector]
 @final
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The flat vectors (P,) after `step`: "parameters", and those of the optimizer; and the CRC-32C of each as it was copied."""
+    """The flat vectors (P,) after `step`: "parameters", and those of the optimizer; and the CRC-32C of each when copied."""
 
     step: int
     vectors: dict[str, Vector]

@@ -69,10 +69,11 @@ class Steps:
         replies = members.take(stretch, self._at.controller, self._pace.step_s)
         copying = self._clock()
         snapshot = self._copied(members, replies[0].step)
-        if snapshot.checksums["parameters"] != replies[0].parameters_crc32c:
+        copied, theirs = snapshot.checksums["parameters"], replies[0].parameters_crc32c
+        if copied != theirs:
             raise Corrupted(
-                f"after step {snapshot.step} the copy of the parameters is not what the workers have (CRC-32C "
-                f"{snapshot.checksums['parameters']:08x} instead of {replies[0].parameters_crc32c:08x}); memory or a link is not sound"
+                f"after step {snapshot.step} the copy of the parameters is not what the workers have (CRC-32C {copied:08x} "
+                f"instead of {theirs:08x}); memory or a link is not sound"
             )
         vector = snapshot.not_finite()
         if vector and stretch.steps > 1:

@@ -131,10 +131,10 @@ def of_worker(points: Iterable[str], run_number: int, group_number: int, rank: i
 
 
 def arm(points: Iterable[str]) -> None:
-    """Arms points of which this process is the victim, beside those that it has. Raises UserError where it must not heed any."""
+    """Arms points of which this process is the victim, beside those that it has. Raises UserError where it must not."""
     for point in points:
         found = _parsed(point)
-        new = _Armed(point, found["action"], found["argument"] or "", int(found["number"]))
+        new = _Armed(point, found["action"], found["argument"], int(found["number"]))
         _armed.setdefault(found["name"], []).append(new)
 
 
@@ -146,12 +146,12 @@ def disarm() -> None:
 def _victim(point: str) -> tuple[int, int, int]:
     """(run, group, rank) of a worker, (run, 0, -1) of a coordinator."""
     found = _parsed(point)
-    if found["rank"] is None:
+    if not found["rank"]:
         return int(found["run"]), 0, -1
     return int(found["run"]), int(found["group"] or 1), int(found["rank"])
 
 
-def _parsed(point: str) -> dict[str, str | None]:
+def _parsed(point: str) -> dict[str, str]:
     place = "failpoints"
     if not allowed():
         remedy = f"points are heeded only by processes that were started with {ALLOW}=1, which is for tests alone"
@@ -159,10 +159,10 @@ def _parsed(point: str) -> dict[str, str | None]:
     found = _POINT.fullmatch(point)
     if found is None:
         raise UserError.of(place, point, "it must look like run1/rank2/reduce.after_post=kill@3", "FAILPOINT_UNKNOWN")
-    names = COORDINATOR if found["rank"] is None else WORKER
+    names = WORKER if found["rank"] else COORDINATOR
     if found["name"] not in names:
         raise UserError.of(place, point, f"its victim has these: {', '.join(names)}", "FAILPOINT_UNKNOWN")
-    return found.groupdict()
+    return found.groupdict("")
 
 
 def _pass(name: str, step: int, target: Any) -> None:

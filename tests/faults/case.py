@@ -16,13 +16,15 @@ class Case:
 
     `points` go into its orders, and count only when all of them fired; with `fired`, when so many did. Stopped processes are
     continued after `wakes_after_s`, or never. `environments` are variables of single workers, by the order of their start.
-    `words` must be found in what is said of the faults; `newest_lost` says that a checkpoint may be passed over.
+    With fewer than `least` workers a run waits. `words` must be found in what is said of the faults; `newest_lost` says that
+    a checkpoint may be passed over.
     """
 
     row: int
     name: str
     points: tuple[str, ...]
     workers: int = 2
+    least: int = 1
     epochs: int = EPOCHS
     fired: int | None = None
     wakes_after_s: float | None = None

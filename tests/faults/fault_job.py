@@ -36,6 +36,7 @@ def fault_order(
     files_folder: Path,
     *,
     workers: int = 2,
+    least: int = 1,
     run_number: int = 1,
     epochs: int = EPOCHS,
     points: Sequence[str] = (),
@@ -53,6 +54,7 @@ def fault_order(
             clipping=Clipping(global_norm=1.0),
         )
     )
+    spec.workers.min = least
     spec.training.shards = order.plan.shards = order.plan.filled_shards = SHARDS
     spec.checkpoints.every_steps, spec.checkpoints.keep = checkpoint_steps, kept
     spec.evaluation.every_steps = EVALUATION_STEPS
@@ -101,7 +103,9 @@ def reference(epochs: int = EPOCHS) -> Reference:
                 order = fault_order(files, workers=1, epochs=epochs, checkpoint_steps=1, kept=1)
                 ended, events = run_once(order, files)
             assert ended.outcome == agent.RunEnded.SUCCEEDED, ended.reason
-            hashes = {event.checkpoint.step: event.checkpoint.weights_sha256 for event in events if event.HasField("checkpoint")}
+            hashes = {
+                event.checkpoint.step: event.checkpoint.weights_sha256 for event in events if event.HasField("checkpoint")
+            }
             assert sorted(hashes) == list(range(1, order.plan.total_steps + 1))
             _references[epochs] = Reference(hashes, curve(events), order.plan.training_rows * epochs)
         return _references[epochs]

@@ -22,5 +22,7 @@ def other_kernel() -> str:
 
 def _fingerprint(variables: dict[str, str]) -> str:
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **variables}
-    done = subprocess.run([sys.executable, "-c", _PRINT], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _PRINT], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
     return done.stdout.strip()

@@ -1,7 +1,8 @@
 """The soak: rows of the table of faults with cases drawn from a seed. Progress on stderr, the table on stdout.
 
-    python -m tests.faults.soak                        all rows, as many cases as the table wants
-    python -m tests.faults.soak --row 1 --seed 7 --n 50
+scripts/soak                          all rows, as many cases as the table wants
+scripts/soak --row 1 --seed 7 --n 50
+scripts/soak --fixed                  all fixed cases, of which every run of the tests takes a part
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.faults.campaign import Tally, Verdict, carry_out
+from tests.faults.case import Case
 from tests.faults.rows import ROWS, Row, drawn
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def soak(row: Row, seed: int, count: int) -> Tally:
-    """A row's cases, with a line for each failure and now and then one for the rest."""
+def soak(row: Row, cases: Iterable[Case], count: int) -> Tally:
+    """So many cases of a row, with a line for each failure and now and then one for the rest."""
     began, done = time.monotonic(), 0
 
     def on_verdict(verdict: Verdict) -> None:
@@ -32,15 +35,15 @@ def soak(row: Row, seed: int, count: int) -> Tally:
         if done == count or done % 10 == 0:
             print(f"soak: row {row.number}: {done} of {count} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
-    return carry_out(drawn(row, seed, count), on_verdict)
+    return carry_out(cases, on_verdict)
 
 
-def table(tallies: dict[int, Tally], seed: int, seconds: dict[int, float]) -> str:
+def table(tallies: dict[int, Tally], cases: str, seconds: dict[int, float]) -> str:
     """Markdown: a line of where and when, then a row each."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     clean = not subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     lines = [
-        f"Seed {seed}, commit {commit.stdout.strip() or 'not known'}{'' if clean else ' with changes'}, "
+        f"{cases}, commit {commit.stdout.strip() or 'not known'}{'' if clean else ' with changes'}, "
         f"{datetime.now(UTC):%Y-%m-%d}, {_machine()}.",
         "",
         "| row | fault | effective / attempted | faults that fired | failures | time |",
@@ -62,17 +65,22 @@ def main(argv: list[str] | None = None) -> int:
     """The program; its exit code is 1 where anything failed."""
     parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--row", type=int, choices=sorted(ROWS), help="this row alone; without it all rows")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="the same seed draws the same cases; default: the time")
+    parser.add_argument(
+        "--seed", type=int, default=int(time.time()), help="the same seed draws the same cases; default: the time"
+    )
     parser.add_argument("--n", type=int, help="so many cases of each row; default: as many as the table wants")
+    parser.add_argument("--fixed", action="store_true", help="the fixed cases, not drawn ones")
     arguments = parser.parse_args(argv)
     rows = [ROWS[arguments.row]] if arguments.row else list(ROWS.values())
     tallies: dict[int, Tally] = {}
     seconds: dict[int, float] = {}
     for row in rows:
         began = time.monotonic()
-        tallies[row.number] = soak(row, arguments.seed, arguments.n or row.soak)
+        count = len(row.fixed()) if arguments.fixed else arguments.n or row.soak
+        cases = row.fixed() if arguments.fixed else drawn(row, arguments.seed, count)
+        tallies[row.number] = soak(row, cases, count)
         seconds[row.number] = time.monotonic() - began
-    print(table(tallies, arguments.seed, seconds))
+    print(table(tallies, "The fixed cases" if arguments.fixed else f"Seed {arguments.seed}", seconds))
     return 1 if any(tally.failures for tally in tallies.values()) else 0
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import final
 
 from coordinator import framing
+from coordinator.exit_status import out_of_memory_kills
 from coordinator.outbox import Outbox
 from coordinator.preflight import write_marker
 from coordinator.reconciler import said_of
@@ -102,7 +103,7 @@ class _Run:
         self._outcome, self._store, self._deadline = outcome, store, deadline
         case, files = outcome.case, outcome.files
         self._order = fault_order(
-            files, workers=case.workers, run_number=number, epochs=case.epochs, points=case.points
+            files, workers=case.workers, least=case.least, run_number=number, epochs=case.epochs, points=case.points
         )
         for events in outcome.events:
             for event in events:
@@ -114,6 +115,7 @@ class _Run:
         self._outbox = Outbox(files / "spool")
         self._log_at = (outcome.folder / "log").stat().st_size
         self._stopped: dict[int, float] = {}
+        self._out_of_memory = out_of_memory_kills()
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "coordinator.run", "--files", str(files), "--group", "local"),
@@ -147,7 +149,7 @@ class _Run:
             self._process.stdin.close()
         self._take()
         if self._store.ended(self._key) is None:
-            said, cause = said_of(returncode, 0)
+            said, cause = said_of(returncode, self._out_of_memory)
             reason = f"the run's coordinator (pid {self._process.pid}) {said}"
             key = agent.RunKey(job_id=self._key[0], run_number=self._key[1])
             append_lost(spool_path(self._outcome.files, *self._key), key, time.time_ns, reason, cause)
