@@ -96,23 +96,19 @@ class _Armed:
     passings: int
 
 
-_armed: dict[str, list[_Armed]] = {}
+# Empty unless this process was given points. What a step passes looks here before it calls: a call takes 50 ns, a look 10.
+armed: dict[str, list[_Armed]] = {}
 
 
 def failpoint(name: str, step: int = 0, target: Any = None) -> None:
     """A place that a point may name. `step` is the step under way, for the log; `target` is what `corrupt` corrupts."""
-    if _armed and name in _armed:
+    if armed and name in armed:
         _pass(name, step, target)
 
 
 def halfway(name: str, items: Sequence[_Item], step: int = 0) -> Iterable[_Item]:
     """The items; where a point names this place, it is passed when half of them are done."""
-    return _halfway(name, items, step) if name in _armed else items
-
-
-def armed() -> bool:
-    """Whether this process was given points."""
-    return bool(_armed)
+    return _halfway(name, items, step) if name in armed else items
 
 
 def allowed() -> bool:
@@ -135,12 +131,12 @@ def arm(points: Iterable[str]) -> None:
     for point in points:
         found = _parsed(point)
         new = _Armed(point, found["action"], found["argument"], int(found["number"]))
-        _armed.setdefault(found["name"], []).append(new)
+        armed.setdefault(found["name"], []).append(new)
 
 
 def disarm() -> None:
     """Forgets all points."""
-    _armed.clear()
+    armed.clear()
 
 
 def _victim(point: str) -> tuple[int, int, int]:
@@ -166,10 +162,10 @@ def _parsed(point: str) -> dict[str, str]:
 
 
 def _pass(name: str, step: int, target: Any) -> None:
-    for point in list(_armed[name]):
+    for point in list(armed[name]):
         point.passings -= 1
         if not point.passings:
-            _armed[name].remove(point)
+            armed[name].remove(point)
             said = {"event": "failpoint", "point": point.text, "pid": os.getpid(), "step": step}
             os.write(2, json.dumps(said).encode() + b"\n")  # in one piece, unbuffered: these may be the last words
             _act(point, target)

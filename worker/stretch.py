@@ -53,7 +53,7 @@ class Stretches:
         """Takes the steps. One whose gradient is not finite anywhere is skipped, or ends the stretch before it."""
         first_step, last_step = request.first_step, request.last_step
         reply = StretchReply(skipped_in_a_row=request.skipped_in_a_row)
-        self._model.after_forward = (lambda: failpoint("step.after_forward", self.step + 1)) if armed() else None
+        self._model.after_forward = (lambda: failpoint("step.after_forward", self.step + 1)) if armed else None
         began, waited_s, clock = time.perf_counter(), self._reduction.waited_s, time.perf_counter
         with np.errstate(all="ignore"):
             for step in range(first_step, last_step + 1):
@@ -64,9 +64,11 @@ class Stretches:
                 rate = learning_rate(self._optimizer, step, epoch, self._total_steps, request.rate_factor)
 
                 shards.fill(batch)
-                failpoint("step.before_forward", step)
+                if armed:
+                    failpoint("step.before_forward", step)
                 result = self._forward_backward(shards, step)
-                failpoint("step.after_backward", step)
+                if armed:
+                    failpoint("step.after_backward", step)
                 sums = self._reduction.step(
                     shards.filled,
                     len(batch),

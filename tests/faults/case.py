@@ -31,7 +31,7 @@ class Case:
     environments: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     newest_lost: bool = False
-    deadline_s: float = 60.0
+    deadline_s: float = 90.0
 
     @property
     def expected(self) -> int:
