@@ -8,9 +8,9 @@ from typing import final
 from lockstep.internal.v1 import agent_service_pb2 as agent
 
 
-def workers_used(order: agent.RunOrder) -> int:
-    """The workers that a run starts: as granted, and never more than there are shards with rows."""
-    return max(1, min(order.workers, order.plan.filled_shards or order.plan.shards))
+def workers_used(order: agent.RunOrder, slots: int = 0) -> int:
+    """The workers that a run starts: as granted, by its order or since, and never more than there are shards with rows."""
+    return max(1, min(slots or order.workers, order.plan.filled_shards or order.plan.shards))
 
 
 def by_node(nodes: Sequence[str]) -> list[int]:

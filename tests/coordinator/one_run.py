@@ -22,6 +22,7 @@ class Wanted:
     def __init__(self) -> None:
         self.cancel = False
         self.pause = False
+        self.slots = 0
         self.waits = 0
         self.on_wait: Callable[[], None] = lambda: None
 
@@ -30,6 +31,9 @@ class Wanted:
 
     def paused(self) -> bool:
         return self.pause
+
+    def workers(self) -> int:
+        return self.slots
 
     def wait(self, timeout_s: float) -> None:
         self.waits += 1

@@ -318,6 +318,7 @@ class Run(_message.Message):
     COMPUTED_ROWS_FIELD_NUMBER: _builtins.int
     END_REASON_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    RESIZABLE_FIELD_NUMBER: _builtins.int
     run_number: _builtins.int
     """1, 2, ...: the fencing number."""
     workers: _builtins.int
@@ -330,6 +331,8 @@ class Run(_message.Message):
     """Rows its workers computed, replays included."""
     end_reason: _builtins.str
     """Why it ended, in one sentence."""
+    resizable: _builtins.bool
+    """Whether its number of workers can change while it runs."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When slots were granted."""
@@ -354,10 +357,11 @@ class Run(_message.Message):
         computed_rows: _builtins.int = ...,
         end_reason: _builtins.str = ...,
         members: _abc.Iterable[Global___WorkerInfo] | None = ...,
+        resizable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_rows", b"computed_rows", "end_reason", b"end_reason", "end_time", b"end_time", "last_step", b"last_step", "members", b"members", "run_number", b"run_number", "start_step", b"start_step", "start_time", b"start_time", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_rows", b"computed_rows", "end_reason", b"end_reason", "end_time", b"end_time", "last_step", b"last_step", "members", b"members", "resizable", b"resizable", "run_number", b"run_number", "start_step", b"start_step", "start_time", b"start_time", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -311,8 +311,13 @@ class RunWish(_message.Message):
 
     ORDER_FIELD_NUMBER: _builtins.int
     INTENT_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
     intent: Global___RunWish.Intent.ValueType
     """What is wanted now."""
+    workers: _builtins.int
+    """Worker slots it may use from now on. Where they are fewer than it uses, they are given to others once it has started again, at a
+    stretch's end, on so many.
+    """
     @_builtins.property
     def order(self) -> Global___RunOrder:
         """The order; a coordinator is started with it."""
@@ -322,10 +327,11 @@ class RunWish(_message.Message):
         *,
         order: Global___RunOrder | None = ...,
         intent: Global___RunWish.Intent.ValueType = ...,
+        workers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "order", b"order"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "order", b"order", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -361,7 +367,7 @@ class RunOrder(_message.Message):
     arithmetic_version: _builtins.int
     """The version of the arithmetic."""
     workers: _builtins.int
-    """Worker slots granted."""
+    """Worker slots granted; RunWish.workers says what became of them."""
     fingerprint: _builtins.str
     """The fingerprint on which the job began; empty before its first checkpoint."""
     furthest_step: _builtins.int
@@ -477,17 +483,22 @@ Global___RunEvent: _TypeAlias = RunEvent  # noqa: Y015
 
 @_typing.final
 class RunStarted(_message.Message):
-    """Workers joined and steps begin."""
+    """Workers joined and steps begin; said again whenever others have taken their place."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEMBERS_FIELD_NUMBER: _builtins.int
     START_STEP_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    RESIZABLE_FIELD_NUMBER: _builtins.int
     start_step: _builtins.int
     """The step after which it begins."""
     fingerprint: _builtins.str
     """The fingerprint they share."""
+    resizable: _builtins.bool
+    """Whether the run brings its workers level with RunWish.workers at its stretches' ends. Where it does not, it is never given more slots,
+    and keeps those it has.
+    """
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[_training_job_pb2.WorkerInfo]:
         """The workers."""
@@ -498,10 +509,11 @@ class RunStarted(_message.Message):
         members: _abc.Iterable[_training_job_pb2.WorkerInfo] | None = ...,
         start_step: _builtins.int = ...,
         fingerprint: _builtins.str = ...,
+        resizable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "members", b"members", "start_step", b"start_step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "members", b"members", "resizable", b"resizable", "start_step", b"start_step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
