@@ -83,6 +83,39 @@ def test_a_cap_on_the_workers_is_said(jobs: dict[tuple[int, int], TrainingJob]) 
     assert jobs[1, 2].arithmetic_digest == jobs[1, 8].arithmetic_digest
 
 
+def test_a_paused_job_goes_on_with_other_workers_as_if_nobody_had_paused_it(service: Service) -> None:
+    spec = example("digits.yaml", workers=(1, 1))
+    spec.training.epochs = 1_000
+    undisturbed = service.run(spec)
+    with service.client() as client:
+        job = client.submit(spec)
+        steps = []
+        for least, most in ((2, 2), (1, 3)):
+            service.wait_for_step(job.name, sum(steps[-1:]) + 100, 60)
+            client.pause(job.name)
+            paused = client.wait(job.name, {TrainingJob.PAUSED}, timeout_s=60)
+            assert paused.state == TrainingJob.PAUSED and client.cluster().slots_in_use == 0
+            steps.append(paused.runs[-1].last_step)
+            assert paused.status_detail == f"paused at step {steps[-1]}"
+            scaled = client.scale(job.name, min=least, max=most)
+            assert (scaled.spec.workers.min, scaled.spec.workers.max) == (least, most)
+            assert service.cli("resume", job.name).returncode == 0
+    ended = service.finished(job.name)
+    assert ended.result.weights_sha256 == undisturbed.result.weights_sha256
+    assert ended.arithmetic_digest == undisturbed.arithmetic_digest
+    assert [run.start_step for run in ended.runs] == [0, *steps] and steps == sorted(set(steps))
+    assert [len(run.members) for run in ended.runs] == [1, 2, 3]
+    assert ended.progress.applied_rows == undisturbed.progress.applied_rows == sum(run.computed_rows for run in ended.runs)
+    assert ended.progress.replayed_rows == 0
+    assert curve(service, ended.name) == curve(service, undisturbed.name)
+
+
+def curve(service: Service, job: str) -> list[tuple[int, str, float]]:
+    """The points of a job's curves, in order."""
+    events = [event.points for event in service.events(job) if event.HasField("points")]
+    return sorted((points.step, point.name, point.value) for points in events for point in points.points)
+
+
 def test_another_seed_gives_other_weights(service: Service, jobs: dict[tuple[int, int], TrainingJob]) -> None:
     other = service.run(example("digits.yaml", seed=8))
     assert other.result.weights_sha256 not in {job.result.weights_sha256 for job in jobs.values()}
