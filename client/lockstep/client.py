@@ -134,9 +134,10 @@ class Client:
         request = training_job_service_pb2.CancelTrainingJobRequest(name=job_name(name))
         return self._connection.call(self._jobs.CancelTrainingJob, _checked(request))
 
-    def pause(self, name: str, *, request_id: str = "") -> training_job_pb2.TrainingJob:
-        """Asks for a rest at the next stretch's end; `wait(name, {PAUSED})` waits for it."""
-        request = training_job_service_pb2.PauseTrainingJobRequest(name=job_name(name), request_id=_id(request_id))
+    def pause(self, name: str, *, etag: str = "", request_id: str = "") -> training_job_pb2.TrainingJob:
+        """Asks for a rest at the next stretch's end; `wait(name, {PAUSED})` waits for it. With the `etag` of a job that was read it
+        is refused where somebody has steered the job since; so are resume and scale."""
+        request = training_job_service_pb2.PauseTrainingJobRequest(name=job_name(name), etag=etag, request_id=_id(request_id))
         return self._connection.call(self._jobs.PauseTrainingJob, _checked(request))
 
     def resume(
@@ -146,22 +147,27 @@ class Client:
         min: int | None = None,
         max: int | None = None,
         accept_new_arithmetic: bool = False,
+        etag: str = "",
         request_id: str = "",
     ) -> training_job_pb2.TrainingJob:
         """Puts a paused job back into the queue, with other bounds of its workers where they are given."""
         bounds = None if min is None and max is None else job_spec_pb2.Workers(min=min, max=max)
         request = training_job_service_pb2.ResumeTrainingJobRequest(
-            name=job_name(name), workers=bounds, accept_new_arithmetic=accept_new_arithmetic, request_id=_id(request_id)
+            name=job_name(name),
+            workers=bounds,
+            accept_new_arithmetic=accept_new_arithmetic,
+            etag=etag,
+            request_id=_id(request_id),
         )
         return self._connection.call(self._jobs.ResumeTrainingJob, _checked(request))
 
     def scale(
-        self, name: str, *, min: int | None = None, max: int | None = None, request_id: str = ""
+        self, name: str, *, min: int | None = None, max: int | None = None, etag: str = "", request_id: str = ""
     ) -> training_job_pb2.TrainingJob:
         """Changes how many workers a job may have; a bound that is not given stays. Where that is not so at once, the answer's
         `status_detail` says when."""
         request = training_job_service_pb2.ScaleTrainingJobRequest(
-            name=job_name(name), workers=job_spec_pb2.Workers(min=min, max=max), request_id=_id(request_id)
+            name=job_name(name), workers=job_spec_pb2.Workers(min=min, max=max), etag=etag, request_id=_id(request_id)
         )
         return self._connection.call(self._jobs.ScaleTrainingJob, _checked(request))
 

@@ -18,7 +18,7 @@ from lockstep.v1.training_job_pb2 import Beat, JobEvent, TrainingJob
 from services import limits, pages
 from services.clock import Clock, timestamp
 from services.jobs import filters, lifecycle, scaling
-from services.jobs.answers import draft_message, job_message
+from services.jobs.answers import draft_message, etag, job_message
 from services.jobs.names import dataset_version, job_id, new_job_id
 from services.jobs.submission import Submission, Version, kind_of, prepare
 from services.jobs.transitions import TERMINAL, State
@@ -150,6 +150,10 @@ class JobDesk:
 
         def steer(connection: Connection) -> None:
             if not request_rows.answered(connection, method, request.request_id, digest):
+                seen = etag(lifecycle.must_find(connection, identity))
+                if request.etag and request.etag != seen:
+                    remedy = "somebody has paused, resumed, scaled or cancelled the job since; look at it again"
+                    raise UserError.of("etag", request.etag, remedy, "ETAG_DIFFERS")
                 act(connection, identity, now)
                 request_rows.record(connection, method, request.request_id, digest, request.name, now)
 

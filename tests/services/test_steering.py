@@ -242,6 +242,26 @@ async def test_a_refused_request_may_be_sent_again_with_its_id(api: Running) -> 
     assert (await resume(api, job, request_id=number)).state == S.QUEUED
 
 
+async def test_an_etag_of_before_somebody_elses_change_is_refused(api: Running) -> None:
+    job = await submitted(api)
+    seen = (await api.get(f"jobs/{job}")).etag
+    async with api.agent() as agent:
+        await agent.sync()
+        await begun(api, agent, job)
+        await agent.say(job, 1, **ended(Outcome.LOST, "worker 1 was killed", 50))
+        await begun(api, agent, job, 2)
+        scaled = await scale(api, job, most=3, etag=seen)  # what its runs do changes nothing
+        for call in (scale(api, job, most=4, etag=seen), pause(api, job, etag=seen)):
+            error = await refusal(call)
+            assert error.code() is Code.ABORTED and "look at it again" in (error.details() or "")
+        assert bounds(await api.get(f"jobs/{job}")) == (1, 3)
+        pausing = await pause(api, job, etag=scaled.etag)
+        await agent.say(job, 2, **ended(Outcome.PAUSED, "paused at step 60", 60))
+        assert (await api.get(f"jobs/{job}")).etag == pausing.etag
+        resumed = await resume(api, job, etag=pausing.etag)
+        assert len({seen, scaled.etag, pausing.etag, resumed.etag}) == 4
+
+
 async def test_a_job_can_be_scaled_while_it_waits_and_while_it_is_paused(api: Running) -> None:
     job = await submitted(api, 2, 2)
     before = await api.get(f"jobs/{job}")

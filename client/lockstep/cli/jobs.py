@@ -163,9 +163,7 @@ def pause(target: Target, job: str, as_json: bool) -> None:
 @click.option("--accept-new-arithmetic", is_flag=True, help="Go on although this server computes with a newer arithmetic.")
 @as_json
 @click.pass_obj
-def resume(
-    target: Target, job: str, least: int | None, most: int | None, accept_new_arithmetic: bool, as_json: bool
-) -> None:
+def resume(target: Target, job: str, least: int | None, most: int | None, accept_new_arithmetic: bool, as_json: bool) -> None:
     """Put a paused JOB back into the queue; it goes on from its last checkpoint, with the same weights on any workers."""
     with target.connect() as client:
         resumed = client.resume(job, min=least, max=most, accept_new_arithmetic=accept_new_arithmetic)

@@ -128,6 +128,7 @@ class TrainingJob(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"jobs/digits-mlp-7f3a"."""
     kind: Global___TrainingJob.Kind.ValueType
@@ -142,6 +143,8 @@ class TrainingJob(_message.Message):
     """SHA-256, in hex, of the dataset version that the job reads."""
     arithmetic_version: _builtins.int
     """The version of the arithmetic that computes it."""
+    etag: _builtins.str
+    """Another one whenever somebody has paused, resumed, scaled or cancelled the job."""
     @_builtins.property
     def spec(self) -> _job_spec_pb2.JobSpec:
         """What was asked, with its defaults filled in after Create."""
@@ -202,10 +205,11 @@ class TrainingJob(_message.Message):
         progress: Global___Progress | None = ...,
         result: Global___Result | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "plan", b"plan", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arithmetic_digest", b"arithmetic_digest", "arithmetic_version", b"arithmetic_version", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "end_time", b"end_time", "kind", b"kind", "name", b"name", "plan", b"plan", "progress", b"progress", "result", b"result", "runs", b"runs", "spec", b"spec", "start_time", b"start_time", "state", b"state", "status_detail", b"status_detail", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arithmetic_digest", b"arithmetic_digest", "arithmetic_version", b"arithmetic_version", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "end_time", b"end_time", "etag", b"etag", "kind", b"kind", "name", b"name", "plan", b"plan", "progress", b"progress", "result", b"result", "runs", b"runs", "spec", b"spec", "start_time", b"start_time", "state", b"state", "status_detail", b"status_detail", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
