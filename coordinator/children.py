@@ -46,7 +46,7 @@ class Child:
         self._process = process
         self.intent = agent.RunWish.INTENT_UNSPECIFIED
         self.workers = 0
-        self.told_at = 0.0  # when the intent last changed
+        self.told_at = 0.0
         self.ended_at: float | None = None  # when the end of its run was acknowledged
 
     @property
@@ -64,7 +64,7 @@ class Child:
         assert self._process.stdin is not None
         if wish.intent != self.intent:
             self.told_at = asyncio.get_running_loop().time()
-        self.intent, self.workers = wish.intent, wish.workers
+        self.intent, self.workers = wish.intent, wish.order.workers
         if not self._process.stdin.is_closing():
             self._process.stdin.write(framing.pack(wish.SerializeToString()))
 

@@ -40,7 +40,9 @@ class Orders:
 
     def _hear(self, wish: agent.RunWish) -> None:
         first = self._intent == agent.RunWish.INTENT_UNSPECIFIED
-        self._intent, self._workers = wish.intent, wish.workers
+        self._intent = wish.intent
+        if wish.order.workers:
+            self._workers = wish.order.workers
         if first:
             self._first.put(wish)
         self._changed.set()
@@ -61,7 +63,7 @@ class Orders:
         return self._intent == agent.RunWish.PAUSE
 
     def workers(self) -> int:
-        """Worker slots that the run may use from now on; 0: as many as its order says."""
+        """How many workers the run is to have; more or fewer than it has now are taken at a stretch's end."""
         return self._workers
 
     def wait(self, timeout_s: float) -> None:

@@ -129,7 +129,7 @@ class Training:
 
     def _gather(self, group: WorkerGroup, start: Committed | None) -> Members:
         order = self._order
-        group.start(workers_used(order, self._wanted.workers()), limits.GROUP_START_S, self._wanted.cancelled)
+        group.start(workers_used(order.plan, self._wanted.workers()), limits.GROUP_START_S, self._wanted.cancelled)
         self._group_number += 1
         members = Members(group, order, self._files_folder, self._group_number, self._wanted.cancelled)
         for refused in members.join(self._fingerprint, order.spec.workers.min).refused:

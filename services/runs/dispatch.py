@@ -114,8 +114,8 @@ def look(connection: Connection, files: Path, slots: int, ready: bool, now: int)
         job = rows.find(connection, run.job_id)
         if job is not None:
             order = RunOrder.FromString(run.run_order)
-            intent = _INTENTS.get(State(job.state), RunWish.RUN)
-            wishes.runs.append(RunWish(order=order, intent=intent, workers=wanted_slots(job, run)))
+            order.workers = wanted_slots(job, run)
+            wishes.runs.append(RunWish(order=order, intent=_INTENTS.get(State(job.state), RunWish.RUN)))
     return Round(wishes, decision.details, sum(run.workers for run in active), list(decision.grants))
 
 

@@ -35,8 +35,8 @@ class EndedChild:
         self.may_end = asyncio.Event()
 
     def tell(self, wish: agent.RunWish) -> None:
-        self.intent, self.workers = wish.intent, wish.workers
-        self.told.append(wish.workers)
+        self.intent, self.workers = wish.intent, wish.order.workers
+        self.told.append(wish.order.workers)
 
     async def wait(self) -> int:
         await self.may_end.wait()
@@ -98,7 +98,7 @@ def test_a_coordinator_hears_of_another_number_of_workers_once(tmp_path: Path) -
         reconciler = Reconciler(tmp_path, Outbox(tmp_path / "spool"), cast(Warm, WarmChild(child)), asyncio.Event())
         for workers in (4, 4, 2, 2, 3):
             wished = wishes(3)
-            wished.runs[0].workers = workers
+            wished.runs[0].order.workers = workers
             reconciler.wish(wished)
             await reconciler.reconcile()
         assert child.told == [4, 2, 3]

@@ -217,7 +217,7 @@ def test_cancel_ends_a_stretch_under_way(tmp_path: Path) -> None:
 
 def test_a_run_starts_on_the_slots_that_it_has_by_now(tmp_path: Path, undisturbed: agent.RunEnded) -> None:
     wanted = Wanted()
-    wanted.slots = 1
+    wanted.count = 1
     ended, _ = run_once(make_order(tmp_path, workers=2), tmp_path, wanted)
     assert len(ended.computed_rows) == 1 and ended.result.weights_sha256 == undisturbed.result.weights_sha256
 

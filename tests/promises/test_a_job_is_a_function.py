@@ -89,7 +89,7 @@ def test_a_paused_job_goes_on_with_other_workers_as_if_nobody_had_paused_it(serv
     undisturbed = service.run(spec)
     with service.client() as client:
         job = client.submit(spec)
-        steps = []
+        steps: list[int] = []
         for least, most in ((2, 2), (1, 3)):
             service.wait_for_step(job.name, sum(steps[-1:]) + 100, 60)
             client.pause(job.name)

@@ -275,7 +275,7 @@ async def test_a_job_can_be_scaled_while_it_waits_and_while_it_is_paused(api: Ru
     async with api.agent() as agent:
         await agent.sync(slots=4)
         wish = await agent.wish(job)
-        assert (wish.order.workers, wish.workers) == (3, 3) and wish.order.spec.workers == Workers(min=1, max=3)
+        assert wish.order.workers == 3 and wish.order.spec.workers == Workers(min=1, max=3)
         await agent.say(job, 1, **ended(Outcome.FAILED, "enough"))
     notices = [event.notice for event in await api.watch(f"jobs/{job}") if event.HasField("notice")]
     assert {notice.reason for notice in notices} == {"SCALED"}
@@ -336,14 +336,14 @@ async def test_a_run_that_cannot_change_keeps_its_slots_and_the_answer_says_so(a
         assert scaled.status_detail == (
             "has 3 workers; from its next run on 1 to 2 workers: pause and resume it to have that now"
         )
-        await agent.until(lambda: agent.wishes.runs[0].workers == 2)
+        await agent.until(lambda: agent.wishes.runs[0].order.workers == 2)
         await agent.say(job, 1, **progress(40))
         assert await slots_in_use(api) == 3
         assert "from its next run on 4 workers" in (await scale(api, job, 4, 4)).status_detail
-        await agent.until(lambda: agent.wishes.runs[0].workers == 3)
-        assert await slots_in_use(api) == 3 and agent.wishes.runs[0].order.workers == 3
+        await agent.until(lambda: agent.wishes.runs[0].order.workers == 3)
+        assert await slots_in_use(api) == 3
         await agent.say(job, 1, **ended(Outcome.LOST, "worker 1 was killed", 50))
-        assert (await agent.wish(job, 2)).workers == 4
+        assert (await agent.wish(job, 2)).order.workers == 4
         assert (await api.get(f"jobs/{job}")).status_detail == "run 2 starts with 4 workers"
 
 
@@ -353,7 +353,7 @@ async def test_a_run_that_has_not_started_yet_starts_with_fewer(api: Running) ->
         await agent.sync(slots=4)
         await agent.wish(job)
         await scale(api, job, most=2)
-        await agent.until(lambda: agent.wishes.runs[0].workers == 2)
+        await agent.until(lambda: agent.wishes.runs[0].order.workers == 2)
         await begun(api, agent, job, workers=2)
         await until_in_use(api, 2)
 
@@ -372,7 +372,7 @@ async def test_a_run_that_can_change_gives_slots_back_and_takes_free_ones(api: R
         assert (await api.get(f"jobs/{job}")).runs[0].resizable
         scaled = await scale(api, job, most=2)
         assert scaled.status_detail == "goes on with 2 workers after the stretch under way; it has 4"
-        await agent.until(lambda: agent.wishes.runs[0].workers == 2)
+        await agent.until(lambda: agent.wishes.runs[0].order.workers == 2)
         assert (await api.get(f"jobs/{other}")).state == S.QUEUED  # not before the workers are gone
         await begun(api, agent, job, workers=2, resizable=True)
         await begun(api, agent, other)
@@ -382,9 +382,9 @@ async def test_a_run_that_can_change_gives_slots_back_and_takes_free_ones(api: R
         assert scaled.status_detail == "has 2 workers and may have 3; it gets more as slots become free"
         await agent.say(other, 1, **ended(Outcome.SUCCEEDED, "done", 240))
         await agent.wish(third)  # who waits comes before who grows
-        assert (await agent.wish(job)).workers == 2
+        assert (await agent.wish(job)).order.workers == 2
         await agent.say(third, 1, **ended(Outcome.SUCCEEDED, "done", 240))
-        await agent.until(lambda: agent.wishes.runs[0].workers == 3)
+        await agent.until(lambda: agent.wishes.runs[0].order.workers == 3)
         assert await slots_in_use(api) == 3
         await begun(api, agent, job, workers=3, resizable=True)
         assert (await api.get(f"jobs/{job}")).status_detail == ""

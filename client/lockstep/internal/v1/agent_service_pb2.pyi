@@ -311,27 +311,21 @@ class RunWish(_message.Message):
 
     ORDER_FIELD_NUMBER: _builtins.int
     INTENT_FIELD_NUMBER: _builtins.int
-    WORKERS_FIELD_NUMBER: _builtins.int
     intent: Global___RunWish.Intent.ValueType
     """What is wanted now."""
-    workers: _builtins.int
-    """Worker slots it may use from now on. Where they are fewer than it uses, they are given to others once it has started again, at a
-    stretch's end, on so many.
-    """
     @_builtins.property
     def order(self) -> Global___RunOrder:
-        """The order; a coordinator is started with it."""
+        """The order; a coordinator is started with it, and only its workers change afterwards."""
 
     def __init__(
         self,
         *,
         order: Global___RunOrder | None = ...,
         intent: Global___RunWish.Intent.ValueType = ...,
-        workers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "order", b"order", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "order", b"order"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -367,7 +361,9 @@ class RunOrder(_message.Message):
     arithmetic_version: _builtins.int
     """The version of the arithmetic."""
     workers: _builtins.int
-    """Worker slots granted; RunWish.workers says what became of them."""
+    """Worker slots that it may use. A later wish may bring another number, for its workers after the stretch under way: slots that are not
+    wished any more go to others once RunStarted has named no more workers.
+    """
     fingerprint: _builtins.str
     """The fingerprint on which the job began; empty before its first checkpoint."""
     furthest_step: _builtins.int
@@ -483,7 +479,7 @@ Global___RunEvent: _TypeAlias = RunEvent  # noqa: Y015
 
 @_typing.final
 class RunStarted(_message.Message):
-    """Workers joined and steps begin; said again whenever others have taken their place."""
+    """Workers joined and steps begin; again whenever the group was formed anew."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -496,8 +492,8 @@ class RunStarted(_message.Message):
     fingerprint: _builtins.str
     """The fingerprint they share."""
     resizable: _builtins.bool
-    """Whether the run brings its workers level with RunWish.workers at its stretches' ends. Where it does not, it is never given more slots,
-    and keeps those it has.
+    """Whether the run forms its group anew, at a stretch's end, when RunOrder.workers changes. One that does not is given no more slots, and
+    keeps those it has.
     """
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[_training_job_pb2.WorkerInfo]:
