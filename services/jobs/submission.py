@@ -76,7 +76,7 @@ def prepare(
     wrong += checks.plateau(spec)
     model, _, optimizer = checks.records(spec, version.schema if version else None, wrong)
     training_rows = None
-    if version is not None:
+    if version is not None and 0 <= spec.validation_fraction < 1:  # else the rules of the field say what is wrong
         wrong += checks.split(spec, version.schema.rows)
         training_rows = version.schema.rows - validation_count(version.schema.rows, spec.validation_fraction)
     shards = checks.BatchShards.of(spec, model, training_rows)
