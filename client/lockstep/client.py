@@ -135,8 +135,10 @@ class Client:
         return self._connection.call(self._jobs.CancelTrainingJob, _checked(request))
 
     def pause(self, name: str, *, etag: str = "", request_id: str = "") -> training_job_pb2.TrainingJob:
-        """Asks for a rest at the next stretch's end; `wait(name, {PAUSED})` waits for it. With the `etag` of a job that was read it
-        is refused where somebody has steered the job since; so are resume and scale."""
+        """Asks for a rest at the next stretch's end; `wait(name, {PAUSED})` waits for it.
+
+        With the `etag` of the job as it was read, this, resume and scale are refused where somebody has steered the job since.
+        """
         request = training_job_service_pb2.PauseTrainingJobRequest(name=job_name(name), etag=etag, request_id=_id(request_id))
         return self._connection.call(self._jobs.PauseTrainingJob, _checked(request))
 
@@ -164,8 +166,10 @@ class Client:
     def scale(
         self, name: str, *, min: int | None = None, max: int | None = None, etag: str = "", request_id: str = ""
     ) -> training_job_pb2.TrainingJob:
-        """Changes how many workers a job may have; a bound that is not given stays. Where that is not so at once, the answer's
-        `status_detail` says when."""
+        """Changes how many workers a job may have; a bound that is not given stays.
+
+        Where that is not so at once, the answer's `status_detail` says when.
+        """
         request = training_job_service_pb2.ScaleTrainingJobRequest(
             name=job_name(name), workers=job_spec_pb2.Workers(min=min, max=max), etag=etag, request_id=_id(request_id)
         )
