@@ -15,7 +15,7 @@ import pytest
 from lockstep.contract.arithmetic import shard_rows
 from lockstep.v1.training_job_pb2 import TrainingJob
 
-from .service import ROOT, Service, example
+from .service import ROOT, Service, example, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -94,7 +94,8 @@ def test_a_paused_job_goes_on_with_other_workers_as_if_nobody_had_paused_it(serv
             service.wait_for_step(job.name, sum(steps[-1:]) + 100, 60)
             client.pause(job.name)
             paused = client.wait(job.name, {TrainingJob.PAUSED}, timeout_s=60)
-            assert paused.state == TrainingJob.PAUSED and client.cluster().slots_in_use == 0
+            assert paused.state == TrainingJob.PAUSED, paused.status_detail
+            wait_until("its slots are free", lambda: client.cluster().slots_in_use == 0, 5)
             steps.append(paused.runs[-1].last_step)
             assert paused.status_detail == f"paused at step {steps[-1]}"
             scaled = client.scale(job.name, min=least, max=most)

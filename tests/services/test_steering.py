@@ -17,7 +17,7 @@ from services.clock import SECOND, wall_clock
 from services.jobs import lifecycle
 from tests.services.fake_agent import checkpoint, ended, progress, started
 from tests.services.running import METADATA, Running, refusal, running
-from tests.services.steering import begun, bounds, pause, resume, scale, slots_in_use, states, submitted
+from tests.services.steering import begun, bounds, pause, resume, scale, slots_in_use, states, submitted, until_in_use
 
 pytestmark = pytest.mark.anyio
 S, Code, Outcome = TrainingJob.State, grpc.StatusCode, pb2.RunEnded
@@ -112,7 +112,7 @@ async def test_a_run_that_is_lost_while_it_pauses_has_paused(api: Running) -> No
             "paused; its run was lost before it had written a checkpoint (worker 1 was killed); "
             "it goes on from the checkpoint of step 30"
         )
-        assert await slots_in_use(api) == 0
+        await until_in_use(api, 0)
 
 
 async def test_a_job_that_ends_while_it_pauses_has_ended(api: Running) -> None:
