@@ -147,7 +147,7 @@ def optimizer_case(name: str, optimizer: Case, loss: Case) -> Case:
 def schedule_case(name: str, schedule: Case) -> Case:
     """The learning rate of each step of a job."""
     rate, steps_per_epoch, total_steps = 0.5, 3, 12
-    case = {"name": name, "optimizer": {"sgd": {"learning_rate": rate}, "schedule": schedule}}
+    case: Case = {"name": name, "optimizer": {"sgd": {"learning_rate": rate}, "schedule": schedule}}
     case |= {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
     return case | {"rates": learning_rates(rate, schedule, steps_per_epoch, total_steps)}
 

@@ -20,7 +20,7 @@ from worker.nn.gradient_check import FLOAT32_TOLERANCE, TOLERANCE
 
 
 @final
-class GradientCheck:
+class GradientCheckRun:
     """One run of a job of kind GRADIENT_CHECK. It writes no checkpoint: a run after a lost one checks all tensors again."""
 
     def __init__(

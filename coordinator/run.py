@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from coordinator import framing, limits
 from coordinator.checkpoint_folder import CheckpointBroken
 from coordinator.exit_codes import EXIT_BROKEN, EXIT_FAILED, EXIT_ORPHANED, EXIT_SPOOL_FULL, EXIT_SPOOL_TAKEN, EXIT_UNREACHABLE
-from coordinator.gradient_check import GradientCheck
+from coordinator.gradient_check import GradientCheckRun
 from coordinator.group.cluster import Cluster, ClusterUnreachable
 from coordinator.logs import configure
 from coordinator.orders import Orders
@@ -112,7 +112,7 @@ def _carry_out(order: agent.RunOrder, files_folder: Path, reports: Reports, orde
     if kind not in (job.TrainingJob.TRAINING, job.TrainingJob.GRADIENT_CHECK):
         name = job.TrainingJob.Kind.Name(kind)
         return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=f"jobs of kind {name} are not built yet")
-    make = GradientCheck if kind == job.TrainingJob.GRADIENT_CHECK else Training
+    make = GradientCheckRun if kind == job.TrainingJob.GRADIENT_CHECK else Training
     try:
         return make(order, files_folder, reports, orders, cluster.group).run()
     except UserError as error:

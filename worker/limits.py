@@ -5,7 +5,7 @@ from __future__ import annotations
 # Most numbers that one model may learn: 8 GiB of float32.
 MAX_PARAMETERS = 2**31
 
-# Most elements of one row's activation at any layer.
+# Most elements of one row's activation at any layer, of a window, and of the scores of an attention.
 MAX_ACTIVATION = 2**28
 
 # Most buffer layouts (stack shapes with their subtrees) that a model keeps; the oldest is dropped.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 from benchmarks.oracle.cases import CROSS_ENTROPY, EVEN, SAME, WEIGHTED, Options, conv1d, conv2d, dense, pool, size
 
 RELU: Options = {"relu": {}}
+ACTIVATIONS = ("leaky_relu", "elu", "silu", "gelu", "sigmoid", "tanh", "softplus", "softmax")
 
 # Layers, one row's shape, a loss, and the rows of each shard.
 NETWORKS: dict[str, tuple[list[Options], tuple[int, ...], Options, tuple[int, ...]]] = {
@@ -12,8 +15,7 @@ NETWORKS: dict[str, tuple[list[Options], tuple[int, ...], Options, tuple[int, ..
     "perceptron on an image, tanh": ([{"flatten": {}}, dense(4), {"tanh": {}}, dense(2)], (2, 3, 1), {"huber": {}}, (3, 3)),
     "every activation": (
         [
-            *(layer for kind in ("leaky_relu", "elu", "silu", "gelu") for layer in (dense(3), {kind: {}})),
-            *(layer for kind in ("sigmoid", "tanh", "softplus", "softmax") for layer in (dense(3), {kind: {}})),
+            *itertools.chain.from_iterable((dense(3), {kind: {}}) for kind in ACTIVATIONS),
             dense(2),
         ],
         (4,),

@@ -17,7 +17,7 @@ class Lamb(torch.optim.Optimizer):
         self.time = 0
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
+    def step(self) -> None:
         self.time += 1
         for number, group in enumerate(self.param_groups):
             first, second = group["betas"]

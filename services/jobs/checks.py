@@ -110,7 +110,7 @@ def indices(spec: JobSpec, model: Architecture, schema: DatasetSchema) -> Iterat
             yield Violation("preprocessing.standardize", "", remedy, "INPUTS_ARE_NOT_INDICES")
             return
         if not schema.HasField("largest_index"):
-            remedy = "it takes indices, and the dataset's inputs are not all whole numbers from 0 on"
+            remedy = "it takes indices, and the dataset's inputs are not all whole numbers from 0 to 16,777,215"
             yield Violation(place, "", remedy, "INPUTS_ARE_NOT_INDICES")
         elif schema.largest_index >= layer.record.vocabulary:
             remedy = f"the dataset's largest index is {schema.largest_index}; give at least {schema.largest_index + 1}"
@@ -165,7 +165,7 @@ def plateau(spec: JobSpec) -> Iterator[Violation]:
 def split(spec: JobSpec, rows: int) -> Iterator[Violation]:
     """The validation part must have rows, and leave some."""
     fraction = spec.validation_fraction
-    if not 0 < fraction < 1:
+    if fraction == 0:
         return
     count = validation_count(rows, fraction)
     if count == 0:

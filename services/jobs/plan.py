@@ -9,14 +9,14 @@ from lockstep.v1.dataset_service_pb2 import DatasetSchema
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.training_job_pb2 import LayerPlan, Plan
 from worker.nn.shapes import Role, layer_shapes, parameter_layout, worker_memory_bytes
-from worker.specs import Architecture, OptimizerRecord
+from worker.specs import Architecture, LossRecord, OptimizerRecord
 
 # Headers and the manifest of a checkpoint, without the names of tensors.
 CHECKPOINT_FLOOR_BYTES: Final = 4096
 NAME_BYTES: Final = 128
 
 
-def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimizer: OptimizerRecord) -> Plan:
+def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, loss: LossRecord, optimizer: OptimizerRecord) -> Plan:
     """Counts and sizes. The spec is valid and filled in."""
     validation_rows = validation_count(schema.rows, spec.validation_fraction)
     training_rows = schema.rows - validation_rows
@@ -34,7 +34,7 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimiz
         shards=spec.training.shards,
         filled_shards=filled_shards(batch_size, spec.training.shards, model.least_shard_rows),
         parameters=parameters,
-        worker_memory_bytes=worker_memory(spec, training_rows, model, optimizer),
+        worker_memory_bytes=worker_memory(spec, training_rows, model, loss, optimizer),
         checkpoint_bytes=4 * parameters * (1 + states) + CHECKPOINT_FLOOR_BYTES + NAME_BYTES * len(entries) * (1 + states),
         layers=[
             LayerPlan(name=layer.name, output_shape=layer.output_shape, parameters=layer.parameter_count) for layer in layers
@@ -42,10 +42,11 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, optimiz
     )
 
 
-def worker_memory(spec: JobSpec, training_rows: int, model: Architecture, optimizer: OptimizerRecord) -> int:
+def worker_memory(spec: JobSpec, training_rows: int, model: Architecture, loss: LossRecord, optimizer: OptimizerRecord) -> int:
     """Bytes that one worker is expected to hold at the most, where there are as few workers as the job can have."""
     return worker_memory_bytes(
         model,
+        loss,
         batch_size=min(spec.training.batch_size, training_rows),
         shards=spec.training.shards,
         workers=spec.workers.min,

@@ -14,7 +14,7 @@ from lockstep.v1.training_job_pb2 import Plan, Run
 from services.jobs import resolve
 from services.jobs.checks import BatchShards
 from services.jobs.plan import worker_memory
-from worker.specs import architecture, optimizer_record
+from worker.specs import architecture, loss_record, optimizer_record
 
 _CAPPED: Final = "workers.max is "
 
@@ -36,7 +36,8 @@ def rescale(spec: JobSpec, plan: Plan, schema: DatasetSchema, asked: Workers) ->
         remedy = f"{shards.sentence} and a worker holds at least one; ask for at most {shards.filled}"
         raise UserError.of("workers.min", str(least), remedy, "WORKERS_ABOVE_SHARDS")
     capped = resolve.cap_workers(spec, shards)
-    plan.worker_memory_bytes = worker_memory(spec, plan.training_rows, model, optimizer_record(spec.optimizer))
+    loss, optimizer = loss_record(spec.loss), optimizer_record(spec.optimizer)
+    plan.worker_memory_bytes = worker_memory(spec, plan.training_rows, model, loss, optimizer)
     return capped
 
 

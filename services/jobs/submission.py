@@ -74,9 +74,10 @@ def prepare(
     resolve.fill(spec)
     wrong += checks.not_built(spec)
     wrong += checks.plateau(spec)
-    model, _, optimizer = checks.records(spec, version.schema if version else None, wrong)
+    model, loss, optimizer = checks.records(spec, version.schema if version else None, wrong)
     training_rows = None
-    if version is not None and 0 <= spec.validation_fraction < 1:  # else the rules of the field say what is wrong
+    # A fraction that the rules refuse, not a number say, counts nothing.
+    if version is not None and 0 <= spec.validation_fraction < 1:
         wrong += checks.split(spec, version.schema.rows)
         training_rows = version.schema.rows - validation_count(version.schema.rows, spec.validation_fraction)
     shards = checks.BatchShards.of(spec, model, training_rows)
@@ -89,12 +90,12 @@ def prepare(
     wrong = _first_per_place(wrong)
     if wrong:
         raise UserError(wrong[: limits.VIOLATIONS])
-    assert version is not None and model is not None and optimizer is not None
+    assert version is not None and model is not None and loss is not None and optimizer is not None
     if kind == TrainingJob.GRADIENT_CHECK:
         spec.workers.min = spec.workers.max = 1
     warnings = resolve.cap_workers(spec, shards)
     resolve.fill_initializers(spec.model.layers, model.layers)
-    plan = make_plan(spec, version.schema, model, optimizer)
+    plan = make_plan(spec, version.schema, model, loss, optimizer)
     if kind == TrainingJob.GRADIENT_CHECK:
         plan = of_gradient_check(plan, model)
     resolve.fill_evaluation(spec, plan.steps_per_epoch)

@@ -50,6 +50,31 @@ def test_a_number_that_is_not_finite_is_refused_by_every_field(bad: float) -> No
     ]
 
 
+@pytest.mark.parametrize("bad", [1e39, 1e-46])
+def test_a_number_that_is_infinite_or_0_in_single_precision_is_refused(bad: float) -> None:
+    """An epsilon of 0 makes 0 / 0 of a weight without a gradient, and a learning rate of 0 learns nothing."""
+    spec = digits()
+    spec.optimizer.adam.learning_rate = bad
+    spec.optimizer.adam.epsilon = bad
+    spec.loss.huber.delta = bad
+    spec.model.layers.add().layer_norm.epsilon = bad
+    found = rules.check(spec)
+    assert {(violation.reason, "single precision" in violation.remedy) for violation in found} == {("FIELD_OUT_OF_RANGE", True)}
+    assert [violation.place for violation in found] == [
+        f"model.layers[{len(spec.model.layers) - 1}].layer_norm.epsilon",
+        "loss.huber.delta",
+        "optimizer.adam.learning_rate",
+        "optimizer.adam.epsilon",
+    ]
+    for good in (1.5e-45, 3.4e38):
+        spec.optimizer.adam.learning_rate = spec.optimizer.adam.epsilon = spec.loss.huber.delta = good
+        spec.model.layers[-1].layer_norm.epsilon = good
+        assert rules.check(spec) == []
+    spec.validation_fraction = 1e-46  # no number of the arithmetic
+    spec.loss.l2 = 1e-46  # may be 0
+    assert rules.check(spec) == []
+
+
 def test_every_real_number_of_the_contract_that_people_set_refuses_nan() -> None:
     """Over the descriptors: no field of a job can be NaN, with rules or without."""
     tried = 0

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from coordinator.gradient_check import GradientCheck
+from coordinator.gradient_check import GradientCheckRun
 from coordinator.group.group import WorkerGroup
 from coordinator.group.local import LocalGroup
 from coordinator.reports import Reports
@@ -58,7 +58,7 @@ def run_once(
         wanted.count = wanted.count or order.workers
         make_group = make_group or (lambda: LocalGroup(environments=environments))
         if order.kind == job.TrainingJob.GRADIENT_CHECK:
-            ended = GradientCheck(order, files_folder, Reports(spool), wanted, make_group).run()
+            ended = GradientCheckRun(order, files_folder, Reports(spool), wanted, make_group).run()
         else:
             ended = Training(order, files_folder, Reports(spool), wanted, make_group, clock).run()
     finally:

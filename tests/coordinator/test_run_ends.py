@@ -133,7 +133,7 @@ def test_exit_codes_say_what_it_was_and_never_that_the_head_is_gone(
 
 def test_a_run_does_what_its_kind_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = agent.RunEnded(outcome=agent.RunEnded.SUCCEEDED, reason="checked")
-    trains(monkeypatch, lambda reports: checked, "GradientCheck")
+    trains(monkeypatch, lambda reports: checked, "GradientCheckRun")
     wish = order_of(tmp_path)
     for number, (kind, outcome) in enumerate(
         [(job.TrainingJob.GRADIENT_CHECK, agent.RunEnded.SUCCEEDED), (job.TrainingJob.VERIFY, agent.RunEnded.FAILED)]

@@ -161,13 +161,14 @@ async def test_what_is_wrong_with_the_job_is_refused_as_for_a_training(api: Runn
     assert "optimizer.sgd.learning_rate" in str(error.details())
 
 
-def test_a_job_that_learns_nothing_has_nothing_to_check() -> None:
+@pytest.mark.parametrize("kind", [TrainingJob.TRAINING, TrainingJob.GRADIENT_CHECK])
+def test_a_job_that_learns_nothing_is_refused(kind: TrainingJob.Kind.ValueType) -> None:
     schema = type(DIGITS)()
     schema.CopyFrom(DIGITS)
     schema.input_shape[:] = [10]
     idle = spec(model={"layers": [{"relu": {}}]})
     with pytest.raises(UserError) as caught:
-        prepare(idle, Version("digits", DIGEST, schema), kind=TrainingJob.GRADIENT_CHECK)
+        prepare(idle, Version("digits", DIGEST, schema), kind=kind)
     assert [(item.place, item.reason) for item in caught.value.violations] == [("model.layers", "NOTHING_LEARNED")]
 
 

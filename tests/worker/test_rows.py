@@ -74,6 +74,14 @@ def test_the_fit_is_that_of_the_definition() -> None:
     assert np.abs(applied.mean(axis=0)).max() < 1e-3 and np.abs(applied[:, 0].std(axis=0) - 1).max() < 1e-3
 
 
+@pytest.mark.parametrize("values", [(0, 1e-45), (1e-40, 3e-40), (3e38, -3e38), (1e8, 1e8 + 8), (0, 1e-30)])
+def test_standardized_inputs_are_finite(values: tuple[float, float]) -> None:
+    """Were the scale of numbers next to 0 infinite, the mean would become NaN."""
+    x = np.array(values * 4, np.float32)[:, None]
+    Standardization(*fit_standardize(x, np.arange(8))).apply(x)
+    assert np.isfinite(x).all() and x[0] != x[1]
+
+
 def test_columns_are_opened_as_described_or_not_at_all(tmp_path: Path) -> None:
     folder = tmp_path / "datasets" / write_dataset(tmp_path, 10)
     columns = open_columns(folder)

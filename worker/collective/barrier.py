@@ -15,7 +15,9 @@ from typing import Protocol, final
 
 from worker.collective.peers import PeerError, peer_name
 
-_PATIENCE = 2.5  # a worker that waits for another node gets so many deadlines
+# A worker that waits for another node gets so many deadlines: more than the last of that node's own waits in a step, which
+# for LAMB behind clipping by the norm are four, of up to 2 deadlines (`Deadlines.for_other_nodes_s`).
+_PATIENCE = 2.5
 _MISSES = 2  # a stop word from here on says whom its writer misses; 1: it was told to stop
 # The x86-64 keeps the order of plain stores. Elsewhere a lock operation on each side of the counter is the fence.
 _FENCE = None if platform.machine() in ("x86_64", "AMD64") else threading.Lock()

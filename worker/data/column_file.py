@@ -13,6 +13,8 @@ import numpy as np
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
+from worker.data.limits import MAX_INDEX
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ class ColumnFile:
 
     @property
     def largest_index(self) -> int | None:
-        """The largest value, if all are whole numbers from 0 on."""
-        return int(self._largest) if self._whole and self._rows else None
+        """The largest value, if all are whole numbers from 0 to MAX_INDEX. All large float32 are whole, and mean no index."""
+        return int(self._largest) if self._whole and self._rows and self._largest <= MAX_INDEX else None
 
     def close(self) -> ColumnRecord:
         """Puts the number of rows into the header, makes the file durable and says what it holds."""

@@ -18,6 +18,8 @@ MAX_COLUMN_BYTES = 32 << 30
 MAX_ROWS = 1_000_000_000
 # Numbers in one row's input.
 MAX_INPUT_VALUES = 1 << 20
+# Largest index into a table of vectors: larger whole numbers are not exact in float32.
+MAX_INDEX = (1 << 24) - 1
 # Axes of one row's input.
 MAX_INPUT_DIMENSIONS = 6
 # Numbers to predict per row.

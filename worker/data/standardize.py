@@ -66,10 +66,11 @@ def _column_sums(block: F64) -> F64:
 
 @final
 class Standardization:
-    """x' = (x - float32(mean)) * float32(scale), in float32."""
+    """x' = (x - float32(mean)) * float32(scale), in float32; a scale beyond float32 is its largest number."""
 
     def __init__(self, mean: F64, scale: F64) -> None:
-        self._mean, self._scale = mean.astype(np.float32), scale.astype(np.float32)
+        self._mean = mean.astype(np.float32)
+        self._scale = np.minimum(scale, np.finfo(np.float32).max).astype(np.float32)
 
     def apply(self, x: F32) -> None:
         """Standardizes rows (..., *input_shape) in place."""

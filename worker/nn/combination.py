@@ -17,11 +17,12 @@ from worker.nn.arena import Arena
 from worker.nn.parameters import Array
 from worker.nn.shapes import BLOCK_FLOATS, ParameterLayout, TensorEntry
 
-Node: TypeAlias = tuple[int, int]
+# A node of the tree: the shards [a, b).
+Subtree: TypeAlias = tuple[int, int]
 T = TypeVar("T")
 
 
-def evaluate(node: Node, leaves: int, leaf: Callable[[int], T], add: Callable[[T, T, bool], T], top: bool = True) -> T:
+def evaluate(node: Subtree, leaves: int, leaf: Callable[[int], T], add: Callable[[T, T, bool], T], top: bool = True) -> T:
     """The value of a node: `leaf(i)` at the shards, `add(left, right, top)` above them; empty shards are left out."""
     first, end = node
     if end - first == 1:
@@ -33,7 +34,7 @@ def evaluate(node: Node, leaves: int, leaf: Callable[[int], T], add: Callable[[T
     return add(left, evaluate((middle, end), leaves, leaf, add, False), top)
 
 
-def tree_sum(node: Node, values: Sequence[float]) -> float:
+def tree_sum(node: Subtree, values: Sequence[float]) -> float:
     """The sum of float64 values along the tree below `node`."""
     if len(values) == 1:
         return values[0]
@@ -47,7 +48,7 @@ def tree_sum(node: Node, values: Sequence[float]) -> float:
     return evaluate(node, len(values), leaf, add)
 
 
-def check_nodes(nodes: Sequence[Node], leaves: int) -> None:
+def check_nodes(nodes: Sequence[Subtree], leaves: int) -> None:
     """Raises InternalError unless the nodes cover the leaves once, in order; the last may end past them."""
     at = 0
     for first, end in nodes:
@@ -80,6 +81,8 @@ def spans(layout: ParameterLayout) -> list[Span]:
             groups[-1].append(entry)
         else:
             groups.append([entry])
+    if not groups:
+        return []
     ends = [group[0].offset for group in groups[1:]] + [layout.size]
     return [
         Span(min(entry.layer for entry in group), group[0].offset, end, tuple(group))
@@ -114,7 +117,7 @@ class Program:
         return finite
 
 
-def plan_span(span: Span, nodes: Sequence[Node], stack: Array | None, gradients: Array, zeros: Array) -> Program:
+def plan_span(span: Span, nodes: Sequence[Subtree], stack: Array | None, gradients: Array, zeros: Array) -> Program:
     """The program that sums `stack` (leaves, span) into `gradients` (subtrees, P) at the span.
 
     `stack` is None where every subtree is one shard, whose gradient was written in place. `zeros` has a block's length.
@@ -135,7 +138,7 @@ def plan_span(span: Span, nodes: Sequence[Node], stack: Array | None, gradients:
     return program
 
 
-def _plan_node(program: Program, node: Node, block: Array, out: Array) -> None:
+def _plan_node(program: Program, node: Subtree, block: Array, out: Array) -> None:
     def add(left: Array, right: Array, top: bool) -> Array:
         target = out if top else left
         program.adds.append((left, right, target))

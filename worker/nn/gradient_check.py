@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.nn.combination import Node
+from worker.nn.combination import Subtree
 from worker.nn.model import Model, Stack
 from worker.nn.parameters import Array
 from worker.nn.shapes import Role, TensorEntry
@@ -33,8 +33,11 @@ STEPS = (1e-4, 1e-6)
 # Evaluations of the loss that one element takes, with one step.
 EVALUATIONS_AN_ELEMENT = 4
 
-# What is known of a loss, in units of its last place.
+# How uncertain a loss is, relative to itself and its denominator: it comes of many roundings, each of half an epsilon.
 ROUNDING = 16 * sys.float_info.epsilon
+
+# What float32 may leave of a layer's gradient where it is 0 and only rounding remains, for each row and unit of the loss.
+FLOAT32_ROUNDING = 32 * 2.0**-23
 
 
 @final
@@ -79,8 +82,9 @@ class GradientCheck:
 
     The relative error is the error over the larger of both derivatives; or, where both are smaller, over a thousandth of the
     tensor's largest, or over the size at which the rounding of f is an error of TOLERANCE. The deviation of a layer is
-    |g - g64| / |g64| in the Euclidean norm over its tensors, |g64| being at least a millionth of that of the whole gradient: g
-    is from `model`, g64 from the same parameters in float64.
+    |g - g64| / |g64| in the Euclidean norm over its tensors, |g64| being at least a millionth of that of the whole gradient,
+    and at least the size at which FLOAT32_ROUNDING is a deviation of FLOAT32_TOLERANCE: g is from `model`, g64 from the same
+    parameters in float64.
 
     `stacks`, `combine` and `streams` are as for Model.loss_and_gradient; inputs become what is computed in. At most `samples`
     elements of a tensor are compared, drawn from the model's seed, one from each of as many equal parts; and so many that all
@@ -93,7 +97,7 @@ class GradientCheck:
         model: Model,
         stacks: Sequence[Stack],
         *,
-        combine: tuple[Node, ...] | None = None,
+        combine: tuple[Subtree, ...] | None = None,
         streams: Streams | None = None,
         samples: int = 200,
         evaluations: int = 1_000_000,
@@ -110,16 +114,18 @@ class GradientCheck:
             model.loss_and_gradient(_converted(stacks, model), combine, streams)
             result = double.loss_and_gradient(self._stacks, combine, streams)
             self._loss = result.loss_sum
-            self._rounding = ROUNDING * (abs(self._loss) + result.denominator)
+            size = abs(self._loss) + result.denominator
+            self._rounding = ROUNDING * size
             count = 1 if combine is None else len(combine)
             # The loss alone leaves the gradients as they are.
             self._gradient = double.gradients[0] if count == 1 else np.add.reduce(double.gradients[:count], axis=0)
-            self._deviations = self._measure_deviations(model.gradients[:count])
+            self._deviations = self._measure_deviations(model.gradients[:count], FLOAT32_ROUNDING * size)
 
     def tensor(self, number: int, enough: Callable[[], bool] = lambda: False) -> TensorCheck:
         """Checks the `number`-th of `tensors`; goes on with the next element until `enough`, yet checks at least one."""
         entry = self.tensors[number]
         gradient = self._gradient[entry.offset : entry.offset + entry.size]
+        # The summand is for a tensor without a gradient: 0 over 0 is no error.
         floor = 1e-3 * float(np.abs(gradient).max()) + 1e-12
         checked = skipped = 0
         worst, at, both = 0.0, 0, (0.0, 0.0)
@@ -183,8 +189,8 @@ class GradientCheck:
         self._model.parameters[index] = value
         return self._model.loss_sum(self._stacks, self._combine, self._streams)
 
-    def _measure_deviations(self, gradients: Array) -> dict[int, float]:
-        """By layer; `gradients` (subtrees, P) are of the model's own precision."""
+    def _measure_deviations(self, gradients: Array, rounding: float) -> dict[int, float]:
+        """By layer; `gradients` (subtrees, P) are of the model's own precision, in which `rounding` is none."""
         squares: dict[int, list[float]] = {}
         for entry in self.tensors:
             part = slice(entry.offset, entry.offset + entry.size)
@@ -193,7 +199,8 @@ class GradientCheck:
             sums = squares.setdefault(entry.layer, [0.0, 0.0])
             sums[0] += float(np.dot(apart, apart))
             sums[1] += float(np.dot(double, double))
-        least = 1e-6 * math.sqrt(sum(size for _, size in squares.values())) + 1e-30
+        whole = math.sqrt(sum(size for _, size in squares.values()))
+        least = max(1e-6 * whole, rounding / FLOAT32_TOLERANCE, 1e-30)
         return {layer: math.sqrt(apart) / max(math.sqrt(size), least) for layer, (apart, size) in squares.items()}
 
 
@@ -203,7 +210,7 @@ def check_gradients(
     stacks: Sequence[Stack],
     *,
     seed: int = 0,
-    combine: tuple[Node, ...] | None = None,
+    combine: tuple[Subtree, ...] | None = None,
     streams: Streams | None = None,
     samples: int = 200,
     parameters: Array | None = None,

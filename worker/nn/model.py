@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from lockstep.contract.arithmetic import EVALUATION_BLOCK_ROWS
 from lockstep.contract.errors import UserError
 from worker.limits import MAX_PASSES
-from worker.nn.combination import Node, check_nodes, tree_sum
+from worker.nn.combination import Subtree, check_nodes, tree_sum
 from worker.nn.initializers import INITIALIZERS
 from worker.nn.layers import Layout
 from worker.nn.losses import build_loss
@@ -47,7 +47,7 @@ class Result:
 
     @property
     def denominator(self) -> float:
-        """Rows, over all subtrees."""
+        """What the loss sum is divided by, over all subtrees: rows, positions, or the sum of the labels' factors."""
         return sum(self.denominators)
 
 
@@ -57,10 +57,10 @@ class _Known:
     """Arrays that were found right, held so that no other array can have their identity."""
 
     stacks: tuple[Stack, ...]
-    combine: tuple[Node, ...] | None
+    combine: tuple[Subtree, ...] | None
     step: StepPass
 
-    def holds(self, stacks: Sequence[Stack], combine: Sequence[Node] | None) -> bool:
+    def holds(self, stacks: Sequence[Stack], combine: Sequence[Subtree] | None) -> bool:
         if combine is not self.combine or len(stacks) != len(self.stacks):
             return False
         return all(x is u and y is v for (x, y), (u, v) in zip(stacks, self.stacks, strict=True))
@@ -132,7 +132,7 @@ class Model:
                 tensors[entry.name][...] = INITIALIZERS[entry.initial.kind](stream, entry.initial, entry.shape)
 
     def loss_and_gradient(
-        self, stacks: Sequence[Stack], combine: Sequence[Node] | None = None, streams: Streams | None = None
+        self, stacks: Sequence[Stack], combine: Sequence[Subtree] | None = None, streams: Streams | None = None
     ) -> Result:
         """One forward and one backward pass over one or two stacks of equal shards.
 
@@ -149,14 +149,16 @@ class Model:
         weights = tuple([tree_sum(node, denominators) for node in step.nodes])
         return Result(loss_sums, weights, finite and math.isfinite(sum(losses)))
 
-    def loss_sum(self, stacks: Sequence[Stack], combine: Sequence[Node] | None = None, streams: Streams | None = None) -> float:
+    def loss_sum(
+        self, stacks: Sequence[Stack], combine: Sequence[Subtree] | None = None, streams: Streams | None = None
+    ) -> float:
         """The loss sum of `loss_and_gradient` by its forward pass alone; `gradients` stay as they are."""
         step = self._step(stacks, combine)
         losses = step.losses(stacks, streams)[0]
         return Result(tuple([tree_sum(node, losses) for node in step.nodes]), (), True).loss_sum
 
     def locate_non_finite(
-        self, stacks: Sequence[Stack], combine: Sequence[Node] | None = None, streams: Streams | None = None
+        self, stacks: Sequence[Stack], combine: Sequence[Subtree] | None = None, streams: Streams | None = None
     ) -> NonFinitePlace | None:
         """Where the pass first meets a number that is not finite; None if it meets none. Slow: for use after a hit."""
         return search(self._network, self._step(stacks, combine), stacks, streams)
@@ -201,7 +203,7 @@ class Model:
         log_loss_sum = loss_sum if self._metrics.loss_is_log_loss else measured.log_loss_sum
         return replace(measured, loss_sum=loss_sum, denominator=denominator, log_loss_sum=log_loss_sum)
 
-    def _step(self, stacks: Sequence[Stack], combine: Sequence[Node] | None) -> StepPass:
+    def _step(self, stacks: Sequence[Stack], combine: Sequence[Subtree] | None) -> StepPass:
         """The buffers for these stacks; arrays that came before, as a worker's own buffers do, are not looked at again."""
         if not 1 <= len(stacks) <= 2:
             raise UserError.of("model", f"{len(stacks)} stacks", "it takes one stack or two", "WRONG_SHAPE")
@@ -232,7 +234,7 @@ class Model:
                 remedy = "a pass needs at least one shard of at least one row"
                 raise UserError.of(self._network.shapes[0].place, f"a stack of shape {shape}", remedy, "EMPTY_BATCH")
         leaves = sum(shape[0] for shape in shapes)
-        nodes: tuple[Node, ...] = ((0, leaves),) if combine is None else combine
+        nodes: tuple[Subtree, ...] = ((0, leaves),) if combine is None else combine
         check_nodes(nodes, leaves)
         self._reserve(len(nodes))
         while len(self._steps) >= MAX_PASSES:

@@ -1,15 +1,14 @@
-"""Buffers of the passes, made once per stack shape: the nodes of one stack, and the steps over one or two stacks."""
+"""Buffers of the passes, made once per stack shape: the nodes of one stack, and all stacks of a step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
 from worker.nn.arena import Arena, Tenancy
-from worker.nn.combination import Node as Subtree
-from worker.nn.combination import Program, Span, plan_span, span_stacks, spans
+from worker.nn.combination import Program, Span, Subtree, plan_span, span_stacks, spans
 from worker.nn.graph import Graph, Node
 from worker.nn.layers import Layer, Layout, Setting, build_layer, layer_class
 from worker.nn.layers.joins import Add, Concatenate, Join
@@ -67,7 +66,7 @@ class StackPass:
         self._build(arena, gradients)
         arena.place()
         self._build(arena, gradients)
-        self._forward = [self._caller(node, step) for node, step in zip(network.graph.nodes, self.steps, strict=True)]
+        self._forward = [self._caller(node, layer) for node, layer in zip(network.graph.nodes, self.layers, strict=True)]
         self.loss: Loss = build_loss(
             network.loss, shards, rows, network.output_shape, network.dtype, training=gradients is not None
         )
@@ -78,18 +77,18 @@ class StackPass:
         self.values: list[Array] = [arena.outside(shape)]
         # Values that no layer may overwrite: the input, and what somebody's backward pass or another node reads.
         self._shielded = {0}
-        self.steps: list[Layer | Join] = []
+        self.layers: list[Layer | Join] = []
         memories = []
         for moment, node in enumerate(graph.nodes):
             memory = Tenancy(arena, moment, 2 * count - moment if gradients is not None else None)
             memories.append(memory)
-            step = self._step(node, memory, gradients)
-            self.steps.append(step)
-            self.values.append(step.y)
-            arena.use(step.y, moment)
+            layer = self._layer_of(node, memory, gradients)
+            self.layers.append(layer)
+            self.values.append(layer.y)
+            arena.use(layer.y, moment)
             for value in node.inputs:
                 arena.use(self.values[value], moment)
-            self._keep(arena, node, step, 2 * count - moment if gradients is not None else moment)
+            self._keep(arena, node, layer, 2 * count - moment if gradients is not None else moment)
         # The loss writes its gradient where the outputs were.
         self.z = self.values[graph.result]
         if graph.result in self._shielded:
@@ -98,7 +97,7 @@ class StackPass:
         if gradients is not None:
             self._build_backward(arena, memories)
 
-    def _step(self, node: Node, memory: Tenancy, gradients: dict[str, Array] | None) -> Layer | Join:
+    def _layer_of(self, node: Node, memory: Tenancy, gradients: dict[str, Array] | None) -> Layer | Join:
         network, x = self.network, self.values[node.inputs[0]]
         if node.kind in ("add", "concatenate"):
             join = Add if node.kind == "add" else Concatenate
@@ -121,35 +120,35 @@ class StackPass:
         )
         return Transpose(node.view, setting) if node.kind == "turn" else build_layer(node.shapes.record, setting)
 
-    def _caller(self, node: Node, step: Layer | Join) -> tuple[Callable[[Array, Streams | None], Array], int, int]:
+    def _caller(self, node: Node, layer: Layer | Join) -> tuple[Callable[[Array, Streams | None], Array], int, int]:
         """How a node's forward pass is called: with (x, streams); which value x is, and which one it gives."""
         values = self.values
-        if isinstance(step, Layer) and not step.looks:
-            return step.forward, node.inputs[0], node.output
-        if isinstance(step, Layer):
+        if isinstance(layer, Layer) and not layer.looks:
+            return layer.forward, node.inputs[0], node.output
+        if isinstance(layer, Layer):
 
-            def looking(x: Array, streams: Streams | None, layer: Layer = step) -> Array:
+            def looking(x: Array, streams: Streams | None, layer: Layer = layer) -> Array:
                 layer.look(values[0])
                 return layer.forward(x, streams)
 
             return looking, node.inputs[0], node.output
 
-        def joining(x: Array, streams: Streams | None, join: Join = step) -> Array:
+        def joining(x: Array, streams: Streams | None, join: Join = layer) -> Array:
             return join.forward([values[value] for value in node.inputs])
 
         return joining, node.inputs[0], node.output
 
-    def _keep(self, arena: Arena, node: Node, step: Layer | Join, backward: int) -> None:
+    def _keep(self, arena: Arena, node: Node, layer: Layer | Join, backward: int) -> None:
         """Says which arrays the backward pass reads, and shields what may not be overwritten."""
         for value in node.inputs:
             x = self.values[value]
-            if isinstance(step, Layer) and step.keeps_input:
+            if isinstance(layer, Layer) and layer.keeps_input:
                 arena.use(x, backward)
-            shared = np.may_share_memory(x, step.y)
+            shared = np.may_share_memory(x, layer.y)
             if shared and (value in self._shielded or self.network.graph.values[value].readers > 1):
                 self._shielded.add(node.output)
-        if isinstance(step, Layer) and step.keeps_output:
-            arena.use(step.y, backward)
+        if isinstance(layer, Layer) and layer.keeps_output:
+            arena.use(layer.y, backward)
             self._shielded.add(node.output)
 
     def _build_backward(self, arena: Arena, memories: list[Tenancy]) -> None:
@@ -160,12 +159,12 @@ class StackPass:
         self.incoming: list[Array] = [self.values[0]] * count
         self.outgoing = list(self.incoming)
         for moment in reversed(range(count)):
-            node, step, tick = graph.nodes[moment], self.steps[moment], 2 * count - moment
+            node, layer, tick = graph.nodes[moment], self.layers[moment], 2 * count - moment
             if not graph.learning[node.output]:
                 continue
             dy = self.incoming[moment] = gradient[node.output]
             arena.use(dy, tick)
-            given = step.prepare_backward(dy) if isinstance(step, Layer) else step.prepare_backward(dy, memories[moment])
+            given = layer.prepare_backward(dy) if isinstance(layer, Layer) else layer.prepare_backward(dy, memories[moment])
             for value, dx in zip(node.inputs, [given] if isinstance(given, np.ndarray) else given, strict=True):
                 if not graph.learning[value]:
                     continue
@@ -197,20 +196,26 @@ class StackPass:
 
     def layer(self, moment: int) -> Layer:
         """The layer of a node."""
-        step = self.steps[moment]
-        assert isinstance(step, Layer)
-        return step
+        layer = self.layers[moment]
+        assert isinstance(layer, Layer)
+        return layer
 
     def take_gradient(self, dz: Array) -> None:
         """Puts the gradient of the outputs where the last node reads it."""
         if dz is not self.z:
             np.copyto(self.z, dz)
 
-    def backward(self, moment: int) -> None:
-        """The backward pass of one node; gradients lie where `prepare_backward` said."""
-        self.steps[moment].backward(self.incoming[moment])
-        for before, dx, total in self.sums[moment]:
-            np.add(before, dx, out=total)
+
+class NodeBackward(NamedTuple):
+    """The backward pass of one node over a worker's stacks; a tuple, since every step takes it apart.
+
+    `calls` are, for each stack, what is called, its dy, and the sums (before, dx, total) of gradients that follow it;
+    `programs` combine the spans that the node completes.
+    """
+
+    moment: int
+    calls: list[tuple[Callable[[Any], object], Array, list[tuple[Array, Array, Array]]]]
+    programs: list[Program | TiledSum]
 
 
 @final
@@ -239,16 +244,15 @@ class StepPass:
             first += shards
         graph = network.graph
         self._add_tiled_sums(network, programs, gradients, zeros)
-        # From the last node down to the first that learns; each with what combines the spans that it completes.
+        # From the last node down to the first that learns.
         self.backward = [
-            (moment, programs.pop(node.shapes.number, []) if node.kind == "layer" else [])
+            NodeBackward(
+                moment,
+                [(own.layers[moment].backward, own.incoming[moment], own.sums[moment]) for own in self.passes],
+                programs.pop(node.shapes.number, []) if node.kind == "layer" else [],
+            )
             for moment, node in reversed(list(enumerate(graph.nodes)))
             if graph.learning[node.output]
-        ]
-        # The same as what is called: the backward pass of each stack, its dy, and the sums of gradients that follow it.
-        self._backward = [
-            ([(own.steps[moment].backward, own.incoming[moment], own.sums[moment]) for own in self.passes], combine)
-            for moment, combine in self.backward
         ]
 
     def _add_tiled_sums(
@@ -280,8 +284,8 @@ class StepPass:
         for stack_pass in self.passes:
             stack_pass.take_gradient(stack_pass.loss.backward())
         finite = True
-        for steps, programs in self._backward:
-            for backward, dy, sums in steps:
+        for _, calls, programs in self.backward:
+            for backward, dy, sums in calls:
                 backward(dy)
                 for before, dx, total in sums:
                     np.add(before, dx, out=total)

@@ -66,11 +66,13 @@ def _search_forward(
 
 
 def _search_backward(network: Network, step: StepPass) -> NonFinitePlace | None:
-    for moment, programs in step.backward:
+    for moment, calls, programs in step.backward:
         shape = network.graph.nodes[moment].shapes
-        for stack_pass in step.passes:
-            stack_pass.backward(moment)
-            layer = stack_pass.steps[moment]
+        for stack_pass, (backward, dy, sums) in zip(step.passes, calls, strict=True):
+            backward(dy)
+            for before, dx, total in sums:
+                np.add(before, dx, out=total)
+            layer = stack_pass.layers[moment]
             if not isinstance(layer, Layer):
                 continue
             for gradient in (layer.setting.gradients or {}).values():

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, final
 
 import numpy as np
 
-from worker.nn.combination import Node
+from worker.nn.combination import Subtree
 from worker.nn.layers import Layer
 from worker.nn.parameters import Array
 from worker.nn.shapes import BLOCK_FLOATS
@@ -29,7 +29,7 @@ def tile_borders(rows: int, columns: int) -> list[int]:
     return [*range(0, rows, step), rows]
 
 
-def scratch_tiles(shapes: Sequence[tuple[int, ...]], nodes: Sequence[Node], dtype: np.dtype[Any]) -> list[Array]:
+def scratch_tiles(shapes: Sequence[tuple[int, ...]], nodes: Sequence[Subtree], dtype: np.dtype[Any]) -> list[Array]:
     """Room for the sums that wait: one tile of the largest of these weights for each level of the tree below a node."""
     largest = max((max(b - a for a, b in pairwise(tile_borders(*shape))) * shape[1] for shape in shapes), default=0)
     levels = max((end - first - 1).bit_length() for first, end in nodes)
@@ -45,7 +45,7 @@ class TiledSum:
     """
 
     def __init__(
-        self, leaves: Sequence[tuple[Layer, int]], nodes: Sequence[Node], out: Array, scratch: Sequence[Array], zeros: Array
+        self, leaves: Sequence[tuple[Layer, int]], nodes: Sequence[Subtree], out: Array, scratch: Sequence[Array], zeros: Array
     ) -> None:
         self._leaves, self._scratch = leaves, scratch
         # By tile and node: products and sums, then the look for what is not finite.
@@ -58,7 +58,7 @@ class TiledSum:
                 parts = [flat[at : at + BLOCK_FLOATS] for at in range(0, flat.size, BLOCK_FLOATS)]
                 self._tiles.append((calls, [(part, zeros[: len(part)]) for part in parts]))
 
-    def _plan(self, calls: list[Call], node: Node, rows: slice, target: Array, level: int) -> None:
+    def _plan(self, calls: list[Call], node: Subtree, rows: slice, target: Array, level: int) -> None:
         """The sum of a node's shards into `target`: the left half first, the right half beside it."""
         first, end = node
         if end - first == 1:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, final
 
-from lockstep.v1.model_pb2 import GlobalPool, Layer, Padding, Size2d
+from lockstep.v1.model_pb2 import AveragePool, Conv1d, Conv2d, GlobalPool, Layer, MaxPool, Size2d
 from worker.specs.initializers import InitializerRecord, read_initializer
-from worker.specs.records import LayerReader, LayerRecord, Reading, none_given
+from worker.specs.records import LayerReader, LayerRecord, Reading, given_or_default, none_given
 
 # (height, width).
 Size: TypeAlias = tuple[int, int]
@@ -99,9 +99,10 @@ def _size(size: Size2d) -> Size:
     return size.height, size.width
 
 
-def _padding(given: Padding | None, reading: Reading) -> PaddingRecord:
-    if given is None:
+def _padding(message: Conv2d | Conv1d | MaxPool | AveragePool, reading: Reading) -> PaddingRecord:
+    if not message.HasField("padding"):
         return PaddingRecord()
+    given = message.padding
     kind = given.WhichOneof("kind")
     if kind is None:
         reading.wrong.append(none_given(f"{reading.place}.padding", "padding", ("same", "valid", "explicit")))
@@ -116,10 +117,10 @@ def _conv2d(message: Layer, reading: Reading) -> LayerRecord:
         filters=conv.filters,
         kernel=_size(conv.kernel),
         stride=_size(conv.stride) if conv.HasField("stride") else (1, 1),
-        padding=_padding(conv.padding if conv.HasField("padding") else None, reading),
+        padding=_padding(conv, reading),
         dilation=_size(conv.dilation) if conv.HasField("dilation") else (1, 1),
-        groups=conv.groups if conv.HasField("groups") else 1,
-        bias=conv.bias if conv.HasField("bias") else True,
+        groups=given_or_default(conv, "groups"),
+        bias=given_or_default(conv, "bias"),
         initializer=read_initializer(conv.initializer if conv.HasField("initializer") else None, reading),
     )
 
@@ -129,11 +130,11 @@ def _conv1d(message: Layer, reading: Reading) -> LayerRecord:
     return Conv1dRecord(
         filters=conv.filters,
         kernel=conv.kernel,
-        stride=conv.stride if conv.HasField("stride") else 1,
-        padding=_padding(conv.padding if conv.HasField("padding") else None, reading),
-        dilation=conv.dilation if conv.HasField("dilation") else 1,
-        groups=conv.groups if conv.HasField("groups") else 1,
-        bias=conv.bias if conv.HasField("bias") else True,
+        stride=given_or_default(conv, "stride"),
+        padding=_padding(conv, reading),
+        dilation=given_or_default(conv, "dilation"),
+        groups=given_or_default(conv, "groups"),
+        bias=given_or_default(conv, "bias"),
         initializer=read_initializer(conv.initializer if conv.HasField("initializer") else None, reading),
     )
 
@@ -142,14 +143,14 @@ def _max_pool(message: Layer, reading: Reading) -> LayerRecord:
     pool = message.max_pool
     window = _size(pool.window)
     stride = _size(pool.stride) if pool.HasField("stride") else window
-    return MaxPoolRecord(window, stride, _padding(pool.padding if pool.HasField("padding") else None, reading))
+    return MaxPoolRecord(window, stride, _padding(pool, reading))
 
 
 def _average_pool(message: Layer, reading: Reading) -> LayerRecord:
     pool = message.average_pool
     window = _size(pool.window)
     stride = _size(pool.stride) if pool.HasField("stride") else window
-    return AveragePoolRecord(window, stride, _padding(pool.padding if pool.HasField("padding") else None, reading))
+    return AveragePoolRecord(window, stride, _padding(pool, reading))
 
 
 def _global_pool(message: Layer, reading: Reading) -> LayerRecord:

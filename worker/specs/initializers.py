@@ -8,7 +8,7 @@ from typing import final
 
 from lockstep.contract.errors import Violation
 from lockstep.v1.model_pb2 import Initializer
-from worker.specs.records import Reading, none_given
+from worker.specs.records import Reading, given_or_default, none_given
 
 # Activations that pass what is above zero and little below: He's variance suits them.
 RECTIFIERS = frozenset({"relu", "leaky_relu", "elu", "silu", "gelu", "softplus"})
@@ -27,8 +27,8 @@ class InitializerRecord:
 # Keys of worker.nn.initializers.INITIALIZERS that a job may name.
 BUILT = ("glorot_uniform", "he_normal", "lecun_normal", "orthogonal", "truncated_normal", "zeros")
 
-# Fields that some need, and what they are unless given.
-_VALUES = {"orthogonal": ("gain", 1.0), "truncated_normal": ("stddev", 0.02)}
+# The fields that some have.
+_VALUES = {"orthogonal": "gain", "truncated_normal": "stddev"}
 
 
 def read_initializer(given: Initializer | None, reading: Reading) -> InitializerRecord:
@@ -40,9 +40,8 @@ def read_initializer(given: Initializer | None, reading: Reading) -> Initializer
         reading.wrong.append(none_given(f"{reading.place}.initializer", "initializer", BUILT))
     if kind not in _VALUES:
         return InitializerRecord(kind)
-    field, default = _VALUES[kind]
-    message = getattr(given, kind)
-    value = float(getattr(message, field)) if message.HasField(field) else default
+    field = _VALUES[kind]
+    value = given_or_default(getattr(given, kind), field)
     if not (value > 0 and math.isfinite(value)):
         place = f"{reading.place}.initializer.{kind}.{field}"
         reading.wrong.append(Violation(place, str(value), "it must be above 0 and finite", "INVALID_FIELD"))

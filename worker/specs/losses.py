@@ -9,7 +9,7 @@ from typing import ClassVar, final
 
 from lockstep.contract.errors import UserError, Violation
 from lockstep.v1.optimization_pb2 import Loss
-from worker.specs.records import LossRecord, none_given
+from worker.specs.records import LossRecord, given_or_default, none_given
 
 
 @final
@@ -83,10 +83,9 @@ def _softmax_cross_entropy(loss: Loss, wrong: list[Violation]) -> LossRecord:
 
 
 def _huber(loss: Loss, wrong: list[Violation]) -> LossRecord:
-    if not loss.huber.HasField("delta"):
-        return HuberRecord()
-    _positive("loss.huber.delta", loss.huber.delta, wrong)
-    return HuberRecord(loss.huber.delta)
+    delta = given_or_default(loss.huber, "delta")
+    _positive("loss.huber.delta", delta, wrong)
+    return HuberRecord(delta)
 
 
 _LOSSES: dict[str, Callable[[Loss, list[Violation]], LossRecord]] = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from lockstep.v1.model_pb2 import Layer
-from worker.specs.records import LayerReader, LayerRecord, Reading
+from worker.specs.records import LayerReader, LayerRecord, Reading, given_or_default
 
 
 @final
@@ -44,17 +44,17 @@ class RmsNormRecord(LayerRecord):
 def _batch_norm(message: Layer, reading: Reading) -> LayerRecord:
     norm = message.batch_norm
     return BatchNormRecord(
-        momentum=norm.momentum if norm.HasField("momentum") else 0.9,
-        epsilon=norm.epsilon if norm.HasField("epsilon") else 1e-5,
+        momentum=given_or_default(norm, "momentum"),
+        epsilon=given_or_default(norm, "epsilon"),
     )
 
 
 def _layer_norm(message: Layer, reading: Reading) -> LayerRecord:
-    return LayerNormRecord(message.layer_norm.epsilon if message.layer_norm.HasField("epsilon") else 1e-5)
+    return LayerNormRecord(given_or_default(message.layer_norm, "epsilon"))
 
 
 def _rms_norm(message: Layer, reading: Reading) -> LayerRecord:
-    return RmsNormRecord(message.rms_norm.epsilon if message.rms_norm.HasField("epsilon") else 1e-6)
+    return RmsNormRecord(given_or_default(message.rms_norm, "epsilon"))
 
 
 READERS: dict[str, LayerReader] = {"batch_norm": _batch_norm, "layer_norm": _layer_norm, "rms_norm": _rms_norm}

@@ -1,9 +1,9 @@
-"""A job in one line: its state and why, its result; and the table of a gradient check."""
+"""A job in one line: its state and why, its result."""
 
 from __future__ import annotations
 
 from lockstep.cli.metric_words import HEADLINES, metric_words
-from lockstep.cli.output import number, percent, table
+from lockstep.cli.output import number, percent
 from lockstep.v1 import training_job_pb2
 
 State = training_job_pb2.TrainingJob.State
@@ -31,25 +31,3 @@ def result_words(outcome: training_job_pb2.Result) -> str:
     if outcome.weights_sha256:
         words.append(f"weights_sha256 {outcome.weights_sha256}")
     return ", ".join(words)
-
-
-def gradient_table(found: training_job_pb2.GradientCheckResult) -> None:
-    """What a gradient check found, a line for each tensor; `*` marks what is above its bound."""
-    rows = []
-    for tensor in found.tensors:
-        skipped = f", {tensor.skipped:,} skipped" if tensor.skipped else ""
-        rows.append(
-            (
-                tensor.name,
-                " x ".join(map(str, tensor.shape)),
-                f"{tensor.checked:,} of {tensor.elements:,}{skipped}",
-                _bounded(tensor.worst_relative_error, found.tolerance),
-                ", ".join(map(str, tensor.worst_index)),
-                _bounded(tensor.float32_deviation, found.float32_tolerance),
-            )
-        )
-    table(("TENSOR", "SHAPE", "CHECKED", "WORST ERROR", "AT", "FLOAT32"), rows)
-
-
-def _bounded(value: float, bound: float) -> str:
-    return number(value, 2) if value < bound else f"{number(value, 2)} *"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lockstep.cli.conventions import INTERRUPTED, NOT_SUCCEEDED, NUMBER, Command, Seconds, Target, as_json
-from lockstep.cli.job_lines import WAIT_STATES, State, gradient_table, result_words, state_line
+from lockstep.cli.gradient_table import gradient_table
+from lockstep.cli.job_lines import WAIT_STATES, State, result_words, state_line
 from lockstep.cli.output import json_line, result, talk
 from lockstep.contract.errors import UserError
 from lockstep.names import job_name, short

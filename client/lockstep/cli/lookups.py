@@ -8,7 +8,8 @@ import click
 
 from lockstep import __version__
 from lockstep.cli.conventions import Target, as_json
-from lockstep.cli.job_lines import WAIT_STATES, State, gradient_table, result_words, state_line
+from lockstep.cli.gradient_table import gradient_table
+from lockstep.cli.job_lines import WAIT_STATES, State, result_words, state_line
 from lockstep.cli.metric_words import all_metrics, class_row
 from lockstep.cli.output import duration, json_line, moment, number, pairs, percent, result, size, table, talk
 from lockstep.names import short

@@ -18,6 +18,10 @@ from lockstep.v1 import rules_pb2
 # What the key of a map, a label say, must match as a whole.
 MAP_KEY_PATTERN = "[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
 
+# The largest number of single precision, in which jobs compute, and the smallest above 0.
+LARGEST_SINGLE = (2 - 2.0**-23) * 2.0**127
+SMALLEST_SINGLE = 2.0**-149
+
 # How much of a refused value, and how many alternatives of a choice, a message repeats.
 MAX_SHOWN_CHARACTERS = 80
 MAX_SHOWN_CHOICES = 6
@@ -161,7 +165,7 @@ def check_value(field: FieldDescriptor, rules: rules_pb2.FieldRules, value: Any,
         bound = _bound(rules, math.nan)
         remedy = f"it must be a finite number and {bound[3:]}" if bound else "it must be a finite number"
         yield Violation(place, shown(value), remedy, "FIELD_NOT_FINITE")
-    elif not isinstance(value, bool | bytes) and (bound := _bound(rules, value)):
+    elif not isinstance(value, bool | bytes) and (bound := _bound(rules, value) or _single(field, rules, value)):
         yield Violation(place, shown(value), bound, "FIELD_OUT_OF_RANGE")
 
 
@@ -175,6 +179,15 @@ def _bound(rules: rules_pb2.FieldRules, value: float) -> str:
         return f"it must be below {_number(rules.lt)}"
     if rules.HasField("lte") and not value <= rules.lte:
         return f"it must be at most {_number(rules.lte)}"
+    return ""
+
+
+def _single(field: FieldDescriptor, rules: rules_pb2.FieldRules, value: float) -> str:
+    """What keeps a number that must be above 0 from being 0 or infinite in single precision, and any other from infinity."""
+    if field.type in REALS and abs(value) > LARGEST_SINGLE:
+        return f"it must be at most {LARGEST_SINGLE:.7g}, the largest number of single precision"
+    if field.type in REALS and rules.HasField("gt") and rules.gt == 0 and value < SMALLEST_SINGLE:
+        return f"it must be at least {SMALLEST_SINGLE:.7g}, the smallest number of single precision"
     return ""
 
 

@@ -172,7 +172,7 @@ class DatasetSchema(_message.Message):
     size_bytes: _builtins.int
     """Size of the columns on disk."""
     largest_index: _builtins.int
-    """The largest input, where all are whole numbers from 0 on, as an embedding takes them; else not set."""
+    """The largest input, where all are whole numbers from 0 to 2^24 - 1, as an embedding takes them; else not set."""
     @_builtins.property
     def input_shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Shape of one row's input."""

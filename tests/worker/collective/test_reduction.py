@@ -88,7 +88,7 @@ def plain_sum(first: int, end: int, shards: list[F32], filled: int) -> F32 | Non
         return shards[first]
     middle = (first + end) // 2
     left, right = plain_sum(first, middle, shards, filled), plain_sum(middle, end, shards, filled)
-    return left if right is None else left + right  # type: ignore[operator]
+    return left if left is None or right is None else left + right
 
 
 class PlainWords:

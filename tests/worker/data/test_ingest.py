@@ -92,7 +92,14 @@ def test_the_process_is_confined() -> None:
 
 @pytest.mark.parametrize(
     ("values", "largest"),
-    [([[0, 3], [7, 2]], 7), ([[0.0, 3.0], [7.0, 2.0]], 7), ([[0, 3], [7, 2.5]], None), ([[0, 3], [-1, 2]], None)],
+    [
+        ([[0, 3], [7, 2]], 7),
+        ([[0.0, 3.0], [7.0, 2.0]], 7),
+        ([[0, 3], [7, 2.5]], None),
+        ([[0, 3], [-1, 2]], None),
+        ([[0, 3], [2**24 - 1, 2]], 2**24 - 1),
+        ([[2.0e30, 5.97e24], [6.4e23, 1.9e27]], None),  # kilograms, and whole ones
+    ],
 )
 def test_the_largest_index_is_that_of_whole_numbers(reading: Reading, values: list[list[float]], largest: int | None) -> None:
     document, _ = reading.arrays(x=np.array(values), y=np.array([0, 1]))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from worker.nn.initializers import INITIALIZERS
-from worker.nn.layers import Layout, Setting, layer_class
+from worker.nn.layers import Layout, Setting, build_layer, layer_class
 from worker.nn.parameters import Array, aligned_zeros
 from worker.nn.shapes import Role, layer_shapes
 from worker.nn.streams import Streams
@@ -76,7 +76,7 @@ class LayerBench:
             vectors = np.full((shards, value.size + 16), np.nan, dtype)
             self.gradients[name] = vectors[:, : value.size].reshape(shards, *tensor.internal_shape)
         self.x = aligned_zeros(self.layout.shape(shards, rows, shapes.input_shape), dtype)
-        self.layer = kind(  # type: ignore[call-arg]
+        self.layer = build_layer(
             record,
             Setting(
                 shapes=shapes,

@@ -201,7 +201,7 @@ def test_a_layer_fed_a_wrong_shape_names_itself() -> None:
     net = Model(Architecture((DenseRecord(4, True, ZEROS), ReluRecord(), DenseRecord(3, True, ZEROS)), (8,)), CROSS_ENTROPY)
     net.loss_and_gradient([draw_stack(np.random.default_rng(0), 2, 4, (8,), 3, CROSS_ENTROPY)])
     (step,) = net._steps.values()
-    layers = step.passes[0].steps
+    layers = step.passes[0].layers
     assert isinstance(layers[3], Dense)
     assert [type(layer) for layer in layers] == [Transpose, Dense, Relu, Dense]
     with pytest.raises(UserError, match=r"layers\[2\].dense: got an input of shape \(2, 5, 4\); it needs \(2, 4, 4\)"):
@@ -290,3 +290,14 @@ def test_large_finite_gradients_are_finite() -> None:
     assert result.finite
     assert net.locate_non_finite([(x, y)]) is None
     assert abs(net.gradients).max() > 1e29
+
+
+# Nothing to learn
+
+
+def test_a_network_without_parameters_computes() -> None:
+    net = Model(Architecture((ReluRecord(),), (5,)), CROSS_ENTROPY)
+    x, y = draw_stack(np.random.default_rng(0), 2, 4, (5,), 5, CROSS_ENTROPY)
+    assert net.loss_and_gradient([(x, y)]).finite
+    assert net.gradients.shape == (1, 0)
+    np.testing.assert_array_equal(net.predict(x[0]), np.maximum(x[0], 0))

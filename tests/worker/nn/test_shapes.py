@@ -124,7 +124,7 @@ def test_shapes_are_part_of_the_fit() -> None:
 def test_memory_grows_with_what_it_holds() -> None:
     def memory(units: list[int], **sizes: int) -> int:
         options = {"batch_size": 128, "shards": 4, "workers": 1, "optimizer_states": 1} | sizes
-        return worker_memory_bytes(dense_net(units, inputs=(64,)), **options)
+        return worker_memory_bytes(dense_net(units, inputs=(64,)), CROSS_ENTROPY, **options)
 
     least = memory([128, 10])
     assert least < memory([1280, 10])
@@ -133,7 +133,12 @@ def test_memory_grows_with_what_it_holds() -> None:
     # Parameters, gradients and velocity of the largest net of the benchmarks are the least that it can be.
     assert (
         worker_memory_bytes(
-            dense_net([2048, 2048, 2048, 10], inputs=(784,)), batch_size=512, shards=8, workers=1, optimizer_states=1
+            dense_net([2048, 2048, 2048, 10], inputs=(784,)),
+            CROSS_ENTROPY,
+            batch_size=512,
+            shards=8,
+            workers=1,
+            optimizer_states=1,
         )
         > 3 * 4 * 10_000_000
     )

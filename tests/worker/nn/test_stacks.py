@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lockstep.contract.arithmetic import shard_rows
 from lockstep.contract.errors import InternalError
 from tests.worker.nn.networks import CROSS_ENTROPY, SQUARES, dense_net, draw_stack
-from worker.nn.combination import Node
+from worker.nn.combination import Subtree
 from worker.nn.model import Model, Stack
 from worker.nn.parameters import Array
 from worker.specs import Architecture, LossRecord
@@ -36,7 +36,7 @@ def node(first: int, end: int, shards: Sequence[tuple[Array, float]]) -> tuple[A
     return left[0] + right[0], left[1] + right[1]
 
 
-def subtrees(first: int, end: int, lo: int, hi: int) -> list[Node]:
+def subtrees(first: int, end: int, lo: int, hi: int) -> list[Subtree]:
     if lo <= first and end <= hi:
         return [(first, end)]
     if end <= lo or hi <= first:
@@ -134,7 +134,7 @@ def test_any_workers_give_one_gradient(workers: int, tiles: None) -> None:
     ranges = shard_rows(45, 8)
     expected = node(0, 8, [alone(architecture, CROSS_ENTROPY, x[0, a:b], y[0, a:b]) for a, b in ranges])
     assert expected is not None
-    known: dict[Node, tuple[Array, float]] = {}
+    known: dict[Subtree, tuple[Array, float]] = {}
     for rank in range(workers):
         lo, hi = rank * 8 // workers, (rank + 1) * 8 // workers
         model = Model(architecture, CROSS_ENTROPY, seed=5)
@@ -173,7 +173,7 @@ def test_empty_shards_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("nodes", [[(0, 2)], [(1, 4)], [(0, 2), (3, 4)], [(0, 4), (4, 8)], [(0, 2), (2, 2), (2, 4)]])
-def test_nodes_must_cover_the_shards(nodes: list[Node]) -> None:
+def test_nodes_must_cover_the_shards(nodes: list[Subtree]) -> None:
     model = Model(dense_net([4], inputs=(3,)), CROSS_ENTROPY)
     stack = draw_stack(np.random.default_rng(3), 4, 2, (3,), 4, CROSS_ENTROPY)
     with pytest.raises(InternalError, match="do not cover 4 shards"):

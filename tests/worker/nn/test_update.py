@@ -34,13 +34,14 @@ def drawn(seed: int) -> np.ndarray:
 def take_step(
     update: Update, w: np.ndarray, g: np.ndarray, state: Sequence[np.ndarray], step: int, rate: float, cuts: Sequence[int] = ()
 ) -> None:
-    """One step on the whole vector, with more cuts at will; overwrites the gradient."""
-    ends = sorted({0, LAYOUT.size, *update.cuts, *cuts})
+    """One step on the whole vector, in passes over blocks as the workers take it, with more cuts at will; overwrites the
+    gradient."""
+    ends = sorted({0, len(w), *update.cuts, *cuts})
     borders = [at for first, end in pairwise(ends) for at in range(first, end, BLOCK_FLOATS)]
     for number in range(1 if update.norms is None else 1 + len(update.norms.rows)):
         if number:
             update.begin(number)
-        for first, end in pairwise([*borders, LAYOUT.size]):
+        for first, end in pairwise([*borders, len(w)]):
             vectors = [vector[first:end] for vector in state]
             update.apply(first, w[first:end], g[first:end], vectors, step, rate, number)
 

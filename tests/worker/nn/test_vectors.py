@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from lockstep.v1.model_pb2 import Layer, ModelSpec
 from lockstep.v1.optimization_pb2 import Loss, Optimizer
 from tests.worker.nn.layer_bench import LayerBench
+from tests.worker.nn.test_update import take_step
 from worker.nn.layers import LAYERS, Layout
 from worker.nn.losses import LOSSES, build_loss
 from worker.nn.model import Model
@@ -184,16 +184,6 @@ def test_a_network_in_float32(case: Case) -> None:
 
 
 # Optimizers
-
-
-def take_step(update: Update, w: Array, g: Array, state: Sequence[Array], step: int, rate: float) -> None:
-    """One update of the whole vector, in passes over blocks as the workers do it."""
-    borders = [*sorted({0, *update.cuts} - {len(w)}), len(w)]
-    for number in range(1 if update.norms is None else 1 + len(update.norms.rows)):
-        if number:
-            update.begin(number)
-        for first, end in pairwise(borders):
-            update.apply(first, w[first:end], g[first:end], [vector[first:end] for vector in state], step, rate, number)
 
 
 @pytest.mark.parametrize("case", OPTIMIZER_CASES, ids=name_of)

@@ -9,7 +9,7 @@ import pytest
 
 from lockstep.contract.arithmetic import shard_rows
 from tests.worker.nn.test_stacks import bits, node, shifted, subtrees
-from tests.worker.nn.zoo import ZOO
+from tests.worker.nn.zoo import ZOO, Animal
 from worker.nn.gradient_check import check_gradients
 from worker.nn.layers import LAYERS
 from worker.nn.losses import LOSSES
@@ -96,9 +96,28 @@ def test_a_step_allocates_nothing_after_the_first(name: str, shards: int, rows: 
     assert peak < 8192 + (65536 if "dropout" in str(animal.layers) else 0)
 
 
-@NAMES
-def test_the_estimate_of_memory_is_true(name: str) -> None:
-    animal = ZOO[name]
+# Losses over much, whose buffers count.
+WIDE = {
+    f"{kind} {options} of {words}": Animal((6,), layers, {kind: options})
+    for words, layers, kinds in (
+        (
+            "1,000 outputs",
+            [{"dense": {"units": 1000}}],
+            ("mean_squared_error", "mean_absolute_error", "huber", "binary_cross_entropy", "softmax_cross_entropy"),
+        ),
+        (
+            "600 positions",
+            [{"dense": {"units": 600}}, {"reshape": {"shape": [600, 1]}}, {"dense": {"units": 3}}],
+            ("softmax_cross_entropy",),
+        ),
+    )
+    for kind in kinds
+    for options in ([{}, {"ignored_label": 0}] if kind == "softmax_cross_entropy" else [{}])
+}
+
+
+@pytest.mark.parametrize("animal", [*ZOO.values(), *WIDE.values()], ids=[*ZOO, *WIDE])
+def test_the_estimate_of_memory_is_true(animal: Animal) -> None:
     stack = animal.draw(np.random.default_rng(1), 4, 64)
     tracemalloc.start()
     model = animal.model()
@@ -106,7 +125,8 @@ def test_the_estimate_of_memory_is_true(name: str) -> None:
     model.predict(stack[0][0])
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    estimate = worker_memory_bytes(animal.architecture, batch_size=256, shards=4, workers=1, optimizer_states=0)
+    sizes = {"batch_size": 256, "shards": 4, "workers": 1, "optimizer_states": 0}
+    estimate = worker_memory_bytes(animal.architecture, animal.loss_record, **sizes)
     estimate -= PROCESS_BYTES + 4 * SCRATCH_FLOATS  # small networks use none of either
     # It counts the buffers of a short batch, which are not made here.
     assert held < estimate < 8 * held

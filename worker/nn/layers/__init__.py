@@ -12,7 +12,6 @@ from worker.nn.layers.convolution import Convolution
 from worker.nn.layers.dense import Dense
 from worker.nn.layers.dropout import Dropout
 from worker.nn.layers.embedding import Embedding
-from worker.nn.layers.flatten import Flatten
 from worker.nn.layers.gelu import Gelu
 from worker.nn.layers.global_pool import GlobalMax, GlobalMean
 from worker.nn.layers.gru import Gru
@@ -61,7 +60,7 @@ from worker.specs import (
 # From the type of a record to the class that computes it on input rows of some shape.
 LAYERS: dict[type[Any], Callable[[tuple[int, ...]], type[Layer]]] = {
     DenseRecord: lambda row: Dense if len(row) == 1 else PositionwiseDense,
-    FlattenRecord: lambda row: Flatten,
+    FlattenRecord: lambda row: Reshape,
     ReshapeRecord: lambda row: Reshape,
     ReluRecord: lambda row: Relu,
     DropoutRecord: lambda row: Dropout,
@@ -104,7 +103,6 @@ def build_layer(record: Any, setting: Setting) -> Layer:
 __all__ = [
     "LAYERS",
     "Dense",
-    "Flatten",
     "Layer",
     "Layout",
     "Memory",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Attention(Layer):
     Raises UserError if x has not the shape it was built for.
     """
 
-    keeps_input: ClassVar[bool] = True
+    keeps_input = True
 
     def __init__(self, record: AttentionRecord, setting: Setting) -> None:
         super().__init__(setting)

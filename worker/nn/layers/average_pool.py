@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 
 from worker.nn.layers.layer import Layer, Setting
-from worker.nn.layers.windows import Tile, merged, tiles
+from worker.nn.layers.windows import Tile, add_to, merged, tiles
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import windows
 from worker.nn.streams import Streams
@@ -72,7 +72,7 @@ class AveragePool(Layer):
         self.dx.fill(0)
         for tile in self.tiles:
             d = self.dy_SHWN[(tile.shards, *tile.windows)]
-            share, total, added = (room[: d.size] for room in self.room)
+            share = self.room[0, : d.size]
             shaped = share.reshape(d.shape)
             self._counts(tile, shaped)
             np.divide(d.reshape(-1), share, out=share)
@@ -80,10 +80,6 @@ class AveragePool(Layer):
                 to, part = self.dx_SHWN[(tile.shards, *tap.places)], shaped[(slice(None), *tap.windows)]
                 if self.apart:
                     np.copyto(to, part)
-                    continue
-                # Sums are formed where both are contiguous.
-                np.copyto(total[: to.size].reshape(to.shape), to)
-                np.copyto(added[: to.size].reshape(to.shape), part)
-                np.add(total[: to.size], added[: to.size], out=total[: to.size])
-                np.copyto(to, total[: to.size].reshape(to.shape))
+                else:
+                    add_to(to, part, self.room[1:])
         return self.dx

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, TypeAlias, final
 
 import numpy as np
 
@@ -14,15 +14,30 @@ from worker.nn.parameters import Array
 from worker.nn.streams import Streams
 from worker.specs import BatchNormRecord, ReluRecord
 
+Place: TypeAlias = tuple[slice, slice, slice]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Shards, positions and channels that are worked on together: where they lie `at` in their group, and within scratch.
+
+    Its factors are the same at all positions, and stand at `factors` for as many as the piece has.
+    """
+
+    at: Place
+    within: Place
+    factors: Place
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Some shards, and their pieces: positions and channels, and how many of each."""
+    """Some shards, how many, and their pieces."""
 
     shards: slice
     count: int
-    pieces: tuple[tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]], ...]
+    pieces: tuple[_Piece, ...]
 
 
 @final
@@ -51,8 +66,8 @@ class BatchNorm(Layer):
         self.rectified = isinstance(setting.activation, ReluRecord)
         # Both passes centre x where it lies, if they may; its own backward pass then reads it, and y where it is rectified.
         in_place = setting.may_overwrite_input
-        self.keeps_input = in_place and setting.training  # type: ignore[misc]
-        self.keeps_output = self.rectified and setting.training  # type: ignore[misc]
+        self.keeps_input = in_place and setting.training
+        self.keeps_output = self.rectified and setting.training
 
         self.folded = (setting.shards, self.positions, self.channels, self.rows)
         self._cut()
@@ -97,8 +112,9 @@ class BatchNorm(Layer):
             pieces = []
             for p in cuts(positions, most_positions):
                 for c in cuts(channels, most_channels):
-                    within = (slice(0, count), slice(0, p.stop - p.start), slice(0, c.stop - c.start))
-                    pieces.append(((slice(0, count), p, c), within))
+                    shards_within, positions_within = slice(0, count), slice(0, p.stop - p.start)
+                    within = (shards_within, positions_within, slice(0, c.stop - c.start))
+                    pieces.append(_Piece((shards_within, p, c), within, (shards_within, positions_within, c)))
             self.groups.append(_Group(group, count, tuple(pieces)))
 
     def prepare_backward(self, dy: Array) -> Array:
@@ -142,21 +158,21 @@ class BatchNorm(Layer):
             count, at = group.count, group.shards
             own, centred = x_SPCR[at], self.centred[at]
             sums, mean_C, squares_C, r_C = self.sums[:count], self.mean_SC[at], self.squares_SC[at], self.r_SC[at]
-            for piece, _ in group.pieces:
-                self._sum_rows(own[piece], sums[piece])
+            for piece in group.pieces:
+                self._sum_rows(own[piece.at], sums[piece.at])
             np.add.reduce(sums, axis=1, out=mean_C)
             np.multiply(mean_C, self.share, out=mean_C)
             np.copyto(mean[:count], mean_C[:, None, :, None])
-            for piece, within in group.pieces:
-                x_piece, t = centred[piece], self.scratch[within]
-                np.subtract(own[piece], mean[self._part(piece, within)], out=x_piece)
+            for piece in group.pieces:
+                x_piece, t = centred[piece.at], self.scratch[piece.within]
+                np.subtract(own[piece.at], mean[piece.factors], out=x_piece)
                 np.multiply(x_piece, x_piece, out=t)
-                self._sum_rows(t, sums[piece])
+                self._sum_rows(t, sums[piece.at])
             np.add.reduce(sums, axis=1, out=squares_C)
             np.multiply(squares_C, self.share, out=r_C)
             self._factor(r_C)
-            for piece, within in group.pieces:
-                self._scale(centred[piece], group, piece, within)
+            for piece in group.pieces:
+                self._scale(centred[piece.at], group, piece)
         return self.y
 
     def _evaluate(self, x_SPCR: Array) -> None:
@@ -167,14 +183,9 @@ class BatchNorm(Layer):
         self._factor(self.r_SC)
         for group in self.groups:
             own, y = x_SPCR[group.shards], self.y_SPCR[group.shards]
-            for piece, within in group.pieces:
-                np.subtract(own[piece], self.factors[2][self._part(piece, within)], out=y[piece])
-                self._scale(y[piece], group, piece, within)
-
-    @staticmethod
-    def _part(piece: tuple[slice, slice, slice], within: tuple[slice, slice, slice]) -> tuple[slice, slice, slice]:
-        """Where a piece's factors lie: they are the same at all positions, and stand there for as many as a piece has."""
-        return within[0], within[1], piece[2]
+            for piece in group.pieces:
+                np.subtract(own[piece.at], self.factors[2][piece.factors], out=y[piece.at])
+                self._scale(y[piece.at], group, piece)
 
     def _spread_parameters(self) -> None:
         np.copyto(self.w_SC, self.w_C)
@@ -193,15 +204,12 @@ class BatchNorm(Layer):
         np.multiply(r_C, self.w_SC[: len(r_C)], out=scaled_C)
         np.copyto(self.factors[0, : len(r_C)], scaled_C[:, None, :, None])
 
-    def _scale(
-        self, centred: Array, group: _Group, piece: tuple[slice, slice, slice], within: tuple[slice, slice, slice]
-    ) -> None:
-        y = self.y_SPCR[group.shards][piece]
-        part = self._part(piece, within)
-        np.multiply(centred, self.factors[0][part], out=y)
-        np.add(y, self.factors[1][part], out=y)
+    def _scale(self, centred: Array, group: _Group, piece: _Piece) -> None:
+        y = self.y_SPCR[group.shards][piece.at]
+        np.multiply(centred, self.factors[0][piece.factors], out=y)
+        np.add(y, self.factors[1][piece.factors], out=y)
         if self.zeros is not None:
-            np.maximum(y, self.zeros[within], out=y)
+            np.maximum(y, self.zeros[piece.within], out=y)
 
     def backward(self, dy: Array) -> Array:
         dy_SPCR = dy.reshape(self.folded)
@@ -222,17 +230,18 @@ class BatchNorm(Layer):
         count, at, bits = group.count, group.shards, self.integers if self.rectified else None
         centred, db_sums, dw_sums = self.centred[at], self.backward_sums[0, :count], self.backward_sums[1, :count]
         let_through = self.dx_SPCR[at] if self.rectified and self.setting.needs_input_gradient else dy
-        for piece, within in group.pieces:
-            t, dy_piece = self.backward_scratch[within], dy[piece]
+        for piece in group.pieces:
+            within = piece.within
+            t, dy_piece = self.backward_scratch[within], dy[piece.at]
             if bits is not None:
                 # An integer product with 0 or 1 keeps or clears the bits of dy.
-                is_open = np.minimum(self.y_bits[at][piece], self.open_most[within], out=self.scratch_bits[within])
-                kept = let_through[piece] if self.setting.needs_input_gradient else self._own_scratch()[within]
+                is_open = np.minimum(self.y_bits[at][piece.at], self.open_most[within], out=self.scratch_bits[within])
+                kept = let_through[piece.at] if self.setting.needs_input_gradient else self._own_scratch()[within]
                 np.multiply(dy_piece.view(bits), is_open, out=kept.view(bits))
                 dy_piece = kept
-            self._sum_rows(dy_piece, db_sums[piece])
-            np.multiply(dy_piece, centred[piece], out=t)
-            self._sum_rows(t, dw_sums[piece])
+            self._sum_rows(dy_piece, db_sums[piece.at])
+            np.multiply(dy_piece, centred[piece.at], out=t)
+            self._sum_rows(t, dw_sums[piece.at])
         dw_SC = self.dw_own_SC[at]
         np.add.reduce(db_sums, axis=1, out=self.db_own_SC[at])
         np.add.reduce(dw_sums, axis=1, out=dw_SC)
@@ -258,9 +267,9 @@ class BatchNorm(Layer):
         np.copyto(b[:count], b_C[:, None, :, None])
         np.multiply(a_C, self.db_own_SC[at], out=t_C)
         np.copyto(c[:count], t_C[:, None, :, None])
-        for piece, within in group.pieces:
-            t, part = self.backward_scratch[within], self._part(piece, within)
-            np.multiply(centred[piece], b[part], out=t)
-            np.add(t, c[part], out=t)
-            np.multiply(dy[piece], a[part], out=dx[piece])
-            np.add(dx[piece], t, out=dx[piece])
+        for piece in group.pieces:
+            t, dx_piece = self.backward_scratch[piece.within], dx[piece.at]
+            np.multiply(centred[piece.at], b[piece.factors], out=t)
+            np.add(t, c[piece.factors], out=t)
+            np.multiply(dy[piece.at], a[piece.factors], out=dx_piece)
+            np.add(dx_piece, t, out=dx_piece)

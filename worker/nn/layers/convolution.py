@@ -15,7 +15,7 @@ from worker.nn.shapes.convolution import Windows, windows
 from worker.nn.streams import Streams
 from worker.specs import Conv1dRecord, Conv2dRecord, ReluRecord
 
-# Numbers of y or dy that bias and rectifier are applied to at a time.
+# Numbers of y or dy that bias and rectifier are applied to at a time, beside constants: all stay in cache.
 PIECE = 1 << 14
 
 
@@ -48,14 +48,14 @@ class Convolution(Layer):
     Raises UserError if x has not the shape it was built for.
     """
 
-    keeps_input: ClassVar[bool] = True
+    keeps_input = True
     absorbs_activation: ClassVar[bool] = True
 
     def __init__(self, record: Conv1dRecord | Conv2dRecord, setting: Setting) -> None:
         super().__init__(setting)
         memory = setting.memory
         self.rectified = isinstance(setting.activation, ReluRecord)
-        self.keeps_output = self.rectified and setting.training  # type: ignore[misc]
+        self.keeps_output = self.rectified and setting.training
         self.y = memory.output(self.output_shape)
         weight = setting.parameters["weight"]
         self.flat = isinstance(record, Conv1dRecord)
@@ -64,7 +64,7 @@ class Convolution(Layer):
         down, across = windows(record, setting.shapes.input_shape)
         self.correlation = self._correlation(record.groups, self._image(setting.x), self._image(self.y), weight, down, across)
         numbers = self.output_shape[-2] * setting.rows
-        # Whole positions, each of `numbers`.
+        # Bias and rectifier are applied to whole positions, each of `numbers`.
         self.piece = max(1, PIECE // numbers) * numbers
         self.pieces = self._pieces(self.y)
         self.b_C1 = setting.parameters["bias"][:, None] if record.bias else None

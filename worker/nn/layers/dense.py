@@ -21,7 +21,7 @@ class Dense(Layer):
     Raises UserError if x is not (S, I, R).
     """
 
-    keeps_input: ClassVar[bool] = True
+    keeps_input = True
     takes_strided_input: ClassVar[bool] = True
     tiled: ClassVar[str | None] = "weight"
 
@@ -50,7 +50,8 @@ class Dense(Layer):
             self.dW_OI = None if self.dW_SOI is None else self.dW_SOI[0]
             self.db_O = None if self.db_SO is None else self.db_SO[0]
             self.dx_IR = None if self.dx_SIR is None else self.dx_SIR[0]
-        return dy_SOR if self.dx_SIR is None else self.dx_SIR
+        self.dx = dy_SOR if self.dx_SIR is None else self.dx_SIR
+        return self.dx
 
     def forward(self, x_SIR: Array, streams: Streams | None) -> Array:
         if x_SIR is not self.x_SIR:
@@ -69,27 +70,25 @@ class Dense(Layer):
 
     def backward(self, dy_SOR: Array) -> Array:
         if self.alone:
-            return self._backward_alone(dy_SOR)
+            return self._backward_alone()
         if self.dW_SOI is not None:
             np.matmul(dy_SOR, self.x_SIR.transpose(0, 2, 1), out=self.dW_SOI)
         if self.db_SO is not None:
             # A product with ones: three times as fast as a sum along the rows.
             np.matmul(dy_SOR, self.ones_R, out=self.db_SO)
-        if self.dx_SIR is None:
-            return dy_SOR
-        np.matmul(self.W_IO, dy_SOR, out=self.dx_SIR)
-        return self.dx_SIR
+        if self.dx_SIR is not None:
+            np.matmul(self.W_IO, dy_SOR, out=self.dx_SIR)
+        return self.dx
 
-    def _backward_alone(self, dy_SOR: Array) -> Array:
+    def _backward_alone(self) -> Array:
         dy_OR = self.dy_OR
         if self.dW_OI is not None:
             np.dot(dy_OR, self.x_IR.T, self.dW_OI)
         if self.db_O is not None:
             np.dot(dy_OR, self.ones_R, self.db_O)
-        if self.dx_IR is None:
-            return dy_SOR
-        np.dot(self.W_IO, dy_OR, self.dx_IR)
-        return self.dx_SIR  # type: ignore[return-value]
+        if self.dx_IR is not None:
+            np.dot(self.W_IO, dy_OR, self.dx_IR)
+        return self.dx
 
     def gradient_tile(self, shard: int, rows: slice, out: Array) -> None:
         np.dot(self.dy_SOR[shard, rows], self.x_SIR[shard].T, out)

@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 
 from worker.nn.layers.layer import Setting
-from worker.nn.layers.windows import Tap, Tile, tiles
+from worker.nn.layers.windows import Tap, Tile, add_to, tiles
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import Windows
 
@@ -84,12 +84,8 @@ class Depthwise:
             np.add(total, own, out=total)
 
     def _input_gradient(self, tap: Tap, dy: Array, dx: Array) -> None:
-        product, total, added = self.back
+        product = self.back[0]
         shaped = product[: dy.size].reshape(dy.shape)
         np.copyto(shaped, self.W_back[tap.number])
         np.multiply(dy.reshape(-1), product[: dy.size], out=product[: dy.size])
-        total, added = total[: dx.size], added[: dx.size]
-        np.copyto(total.reshape(dx.shape), dx)
-        np.copyto(added.reshape(dx.shape), shaped[(slice(None), *tap.windows)])
-        np.add(total, added, out=total)
-        np.copyto(dx, total.reshape(dx.shape))
+        add_to(dx, shaped[(slice(None), *tap.windows)], self.back[1:])

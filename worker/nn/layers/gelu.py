@@ -69,7 +69,7 @@ class Gelu(Elementwise):
         self.exact = record.exact
         self.p, self.q = [self.number(c) for c in P], [self.number(c) for c in Q]
         self.zero, self.half, self.one = self.number(0), self.number(0.5), self.number(1)
-        self.minus_half, self.root_half = self.number(-0.5), self.number(math.sqrt(0.5))
+        self.root_half = self.number(math.sqrt(0.5))
         self.density = self.number(1 / math.sqrt(2 * math.pi))
         self.scale, self.cubic = self.number(math.sqrt(2 / math.pi)), self.number(0.044715)
         self.slope = self.number(3 * 0.044715)

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import numpy as np
 
+from worker.nn.layers.gates import by_shard
 from worker.nn.layers.layer import Layer, Setting
-from worker.nn.layers.lstm import by_shard
+from worker.nn.layers.pieces import cuts
 from worker.nn.parameters import Array
 from worker.nn.shapes import BLOCK_FLOATS
 from worker.nn.streams import Streams
 from worker.specs import GruRecord
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """The arrays of one position of a group of shards, views made once, as both passes take them.
+
+    The forward pass writes the product W x into `a` (S, 3H, R); `a_by_gate` is that as (3, S, H, R). `gates` (3, S, H, R) are
+    r, u and n, `ru` the first two. `h_before` and `h` are the state before and behind the position, `m` the candidate's q,
+    (S, H, R); the state behind it is also copied to `h_copy`, where the layer gives that of each position.
+    """
+
+    a: Array
+    a_by_gate: Array
+    gates: Array
+    ru: Array
+    r: Array
+    u: Array
+    n: Array
+    h_before: Array
+    m: Array
+    h: Array
+    h_copy: Array | None
 
 
 @final
@@ -32,7 +57,7 @@ class Gru(Layer):
     run of numbers. In the names of axes 3 are the gates, G is 3H, and N are L R.
     """
 
-    keeps_input: ClassVar[bool] = True
+    keeps_input = True
     takes_strided_input: ClassVar[bool] = True
 
     def __init__(self, record: GruRecord, setting: Setting) -> None:
@@ -44,36 +69,48 @@ class Gru(Layer):
         self.W_GX, self.U_GH = setting.parameters["input_weight"], setting.parameters["state_weight"]
         self.b_3H, self.d_3H = (setting.parameters[name].reshape(3, 1, H, 1) for name in ("input_bias", "state_bias"))
         self.y = memory.output(self.output_shape)
-        size = min(shards, max(1, BLOCK_FLOATS // (4 * H * R)))
-        self.groups = [slice(first, min(first + size, shards)) for first in range(0, shards, size)]
-        self.size = size
+        self.groups = cuts(shards, BLOCK_FLOATS // (4 * H * R))
+        self.size = size = self.groups[0].stop
         self.a, self.q, self.q_turned, self.b, self.d = memory.forward_scratch((5, size * 3 * H * R))
         self.h_last, self.t = memory.forward_scratch((2, size * H * R))
         self.zeros_SHR = memory.constant((size, H, R), 0)
         self.half = np.array(0.5, setting.dtype)
         self.h: list[Array] = []
-        self.steps = [self._steps(group) for group in self.groups]
+        self.positions = [self._positions(group) for group in self.groups]
 
-    def _steps(self, group: slice) -> list[tuple[Any, ...]]:
-        """The arrays of a group of shards, and their views at each position, as both passes take them."""
+    def _positions(self, group: slice) -> list[_Position]:
+        """The arrays of a group of shards at each position."""
         kept, H, R, size = self.setting.memory.kept, self.H, self.setting.rows, group.stop - group.start
         # Evaluation needs no position but the present one.
         depth = self.L if self.setting.training else 1
-        # The candidate's q, and the state before each position.
         gates_L3SHR, m_LSHR, h_LSHR = kept((depth, 3, size, H, R)), kept((depth, size, H, R)), kept((depth, size, H, R))
         self.h.append(h_LSHR)
-        steps: list[tuple[Any, ...]] = []
+        positions: list[_Position] = []
         for at in range(self.L):
             here = at % depth
-            gates, h, m = gates_L3SHR[here], h_LSHR[here], m_LSHR[here]
-            a, turned = by_shard(gates, self.a)
+            gates = gates_L3SHR[here]
+            r, u, n = gates
+            a, a_by_gate = by_shard(gates, self.a)
             if at < self.L - 1:
-                out = h_LSHR[(at + 1) % depth]
+                h = h_LSHR[(at + 1) % depth]
             else:
-                out = self.h_last[: size * H * R].reshape(size, H, R) if self.sequence else self.y[group]
-            copy = self.y[group, at] if self.sequence else None
-            steps.append((a, turned, gates, gates[:2], *gates, h, m, out, copy))
-        return steps
+                h = self.h_last[: size * H * R].reshape(size, H, R) if self.sequence else self.y[group]
+            positions.append(
+                _Position(
+                    a=a,
+                    a_by_gate=a_by_gate,
+                    gates=gates,
+                    ru=gates[:2],
+                    r=r,
+                    u=u,
+                    n=n,
+                    h_before=h_LSHR[here],
+                    m=m_LSHR[here],
+                    h=h,
+                    h_copy=self.y[group, at] if self.sequence else None,
+                )
+            )
+        return positions
 
     def prepare_backward(self, dy: Array) -> Array:
         setting, H, size = self.setting, self.H, self.size
@@ -85,7 +122,7 @@ class Gru(Layer):
         self.ones_N = memory.constant((self.L * R,), 1)
         self.dq, self.dq_turned = memory.backward_scratch((2, size * 3 * H * R))
         self.slope = memory.backward_scratch((size * 2 * H * R,))
-        self.dh, self.dn, self.past, self.u = memory.backward_scratch((4, size * H * R))
+        self.dh, self.dn, self.past, self.t_back = memory.backward_scratch((4, size * H * R))
         # All positions side by side, as the columns of one product: dm, dr, du, dn, so that dr, du, dn lie together.
         self.d_S4HLR = memory.backward_scratch((size, 4, H, self.L, R))
         self.x_SXLR = memory.backward_scratch((size, self.X, self.L, R))
@@ -99,11 +136,11 @@ class Gru(Layer):
     def forward(self, x_SLXR: Array, streams: Streams | None) -> Array:
         self.check(x_SLXR)
         self.x_SLXR = x_SLXR
-        for group, steps in zip(self.groups, self.steps, strict=True):
-            self._forward(x_SLXR[group], steps)
+        for group, positions in zip(self.groups, self.positions, strict=True):
+            self._forward(x_SLXR[group], positions)
         return self.y
 
-    def _forward(self, x_SLXR: Array, steps: list[tuple[Any, ...]]) -> None:
+    def _forward(self, x_SLXR: Array, positions: list[_Position]) -> None:
         W, U, half, size = self.W_GX, self.U_GH, self.half, len(x_SLXR)
         shape = (size, self.H, self.setting.rows)
         t = self.t[: math.prod(shape)].reshape(shape)
@@ -114,12 +151,13 @@ class Gru(Layer):
         np.copyto(b, self.b_3H)
         np.copyto(d, self.d_3H)
         np.add(b[:2], d[:2], out=b[:2])
-        np.copyto(steps[0][7], self.zeros_SHR[:size])
-        for at, (a, turned, gates, ru, r, u, n, h, m, out, copy) in enumerate(steps):
-            np.matmul(W, x_SLXR[:, at], out=a)
-            np.matmul(U, h, out=q_SGR)
+        np.copyto(positions[0].h_before, self.zeros_SHR[:size])
+        for at, p in enumerate(positions):
+            gates, ru, n, m, h_before = p.gates, p.ru, p.n, p.m, p.h_before
+            np.matmul(W, x_SLXR[:, at], out=p.a)
+            np.matmul(U, h_before, out=q_SGR)
             if size > 1:
-                np.copyto(gates, turned)
+                np.copyto(gates, p.a_by_gate)
                 np.copyto(q, q_turned)
             np.add(gates, b, out=gates)
             np.add(ru, q_ru, out=ru)
@@ -128,27 +166,27 @@ class Gru(Layer):
             np.multiply(ru, half, out=ru)
             np.add(ru, half, out=ru)
             np.add(q_n, d_n, out=m)
-            np.multiply(r, m, out=t)
+            np.multiply(p.r, m, out=t)
             np.add(n, t, out=n)
             np.tanh(n, out=n)
-            np.subtract(h, n, out=t)
-            np.multiply(u, t, out=t)
-            np.add(n, t, out=out)
-            if copy is not None:
-                np.copyto(copy, out)
+            np.subtract(h_before, n, out=t)
+            np.multiply(p.u, t, out=t)
+            np.add(n, t, out=p.h)
+            if p.h_copy is not None:
+                np.copyto(p.h_copy, p.h)
 
     def backward(self, dy: Array) -> Array:
         for number, group in enumerate(self.groups):
-            self._through_time(self.steps[number], self.dy_of[number], group.stop - group.start)
+            self._through_time(self.positions[number], self.dy_of[number], group.stop - group.start)
             self._sums(group, self.h[number])
         return self.dx_SLXR if self.setting.needs_input_gradient else dy
 
-    def _through_time(self, steps: list[tuple[Any, ...]], dy: list[Array], size: int) -> None:
+    def _through_time(self, positions: list[_Position], dy: list[Array], size: int) -> None:
         """da and dq of each position, from the last to the first."""
         one, U_HG, shape = self.one, self.U_HG, (size, self.H, self.setting.rows)
         dq = self.dq[: 3 * math.prod(shape)].reshape(3, *shape)
         slope = self.slope[: 2 * math.prod(shape)].reshape(2, *shape)
-        dh, dn, past, t = (full[: math.prod(shape)].reshape(shape) for full in (self.dh, self.dn, self.past, self.u))
+        dh, dn, past, t = (full[: math.prod(shape)].reshape(shape) for full in (self.dh, self.dn, self.past, self.t_back))
         dr, du, dm = dq
         dru = dq[:2]
         dq_SGR, turned = by_shard(dq, self.dq_turned)
@@ -156,16 +194,17 @@ class Gru(Layer):
         dm_LSHR, dru_L2SHR, dn_LSHR = d_4LSHR[0], d_4LSHR[1:3].transpose(1, 0, 2, 3, 4), d_4LSHR[3]
         np.copyto(dh, dy[-1])
         for at in range(self.L - 1, -1, -1):
-            _, _, _, ru, r, u, n, h, m, _, _ = steps[at]
-            np.multiply(dh, u, out=past)
+            p = positions[at]
+            ru, n = p.ru, p.n
+            np.multiply(dh, p.u, out=past)
             np.subtract(dh, past, out=dn)
             np.multiply(n, n, out=t)
             np.subtract(one, t, out=t)
             np.multiply(dn, t, out=dn)
-            np.subtract(h, n, out=t)
+            np.subtract(p.h_before, n, out=t)
             np.multiply(dh, t, out=du)
-            np.multiply(dn, m, out=dr)
-            np.multiply(dn, r, out=dm)
+            np.multiply(dn, p.m, out=dr)
+            np.multiply(dn, p.r, out=dm)
             np.multiply(ru, ru, out=slope)
             np.subtract(ru, slope, out=slope)
             np.multiply(dru, slope, out=dru)

@@ -117,9 +117,9 @@ class Layer(ABC):
     get the same arrays each time.
     """
 
-    # Whether the backward pass reads x, or y.
-    keeps_input: ClassVar[bool] = False
-    keeps_output: ClassVar[bool] = False
+    # Whether the backward pass reads x, or y; the constructor decides where it depends on the setting.
+    keeps_input: bool = False
+    keeps_output: bool = False
     # Whether a first layer can read x as a strided view of the rows.
     takes_strided_input: ClassVar[bool] = False
     # Whether an elementwise layer behind this one is computed in this one, block by block.

@@ -37,7 +37,7 @@ class LastAxisNorm(Layer):
 
         in_place = setting.may_overwrite_input
         # h lies where x was, if it may.
-        self.keeps_input = in_place and setting.training  # type: ignore[misc]
+        self.keeps_input = in_place and setting.training
         if setting.training:
             self.y = memory.output(self.output_shape)
             h = setting.x if in_place else memory.kept(self.input_shape)

@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import numpy as np
 
+from worker.nn.layers.gates import by_shard
 from worker.nn.layers.layer import Layer, Setting
+from worker.nn.layers.pieces import cuts
 from worker.nn.parameters import Array
 from worker.nn.shapes import BLOCK_FLOATS
 from worker.nn.streams import Streams
 from worker.specs import LstmRecord
 
 
-def by_shard(gates: Array, scratch: Array) -> tuple[Array, Array]:
-    """Where the gates (K, S, H, R) of a group stand shard by shard, as a product takes them, (S, K H, R); and that as
-    (K, S, H, R). It lies in `scratch`; one shard's is the same memory either way."""
-    count, size, units, rows = gates.shape
-    flat = gates.reshape(-1) if size == 1 else scratch[: gates.size]
-    return flat.reshape(size, count * units, rows), flat.reshape(size, count, units, rows).transpose(1, 0, 2, 3)
+@final
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """The arrays of one position of a group of shards, views made once, as both passes take them.
+
+    The forward pass writes x and h of the position before into `z` (S, X + H, R), of which `z_x` is x's part, and the product
+    W z into `a` (S, 4H, R); `a_by_gate` is that as (4, S, H, R). `gates` (4, S, H, R) are i, f, o and g, `ifo` the first three.
+    `cell_before`, `cell`, `tanh` and `h` are c, c', tanh(c') and h', (S, H, R); h' is also copied to `h_copies`.
+    """
+
+    z: Array
+    z_x: Array
+    a: Array
+    a_by_gate: Array
+    gates: Array
+    ifo: Array
+    i: Array
+    f: Array
+    o: Array
+    g: Array
+    cell_before: Array
+    cell: Array
+    tanh: Array
+    h: Array
+    h_copies: tuple[Array, ...]
 
 
 @final
@@ -49,38 +71,56 @@ class Lstm(Layer):
         H = self.H
         self.W_GZ, self.b_4H = setting.parameters["weight"], setting.parameters["bias"].reshape(4, 1, H, 1)
         self.y = memory.output(self.output_shape)
-        size = min(shards, max(1, BLOCK_FLOATS // (4 * H * R)))
-        self.groups = [slice(first, min(first + size, shards)) for first in range(0, shards, size)]
-        self.size = size
+        self.groups = cuts(shards, BLOCK_FLOATS // (4 * H * R))
+        self.size = size = self.groups[0].stop
         self.a = memory.forward_scratch((size * 4 * H * R,))
         self.b = memory.forward_scratch((size * 4 * H * R,))
         self.h, self.t = memory.forward_scratch((2, size * H * R))
         self.zeros_SHR = memory.constant((size, H, R), 0)
         self.half = np.array(0.5, setting.dtype)
         self.z: list[Array] = []
-        self.steps = [self._steps(group) for group in self.groups]
+        self.positions = [self._positions(group) for group in self.groups]
 
-    def _steps(self, group: slice) -> list[tuple[Any, ...]]:
-        """The arrays of a group of shards, and their views at each position, as both passes take them."""
+    def _positions(self, group: slice) -> list[_Position]:
+        """The arrays of a group of shards at each position."""
         kept, X, H, R, size = self.setting.memory.kept, self.X, self.H, self.setting.rows, group.stop - group.start
         # Evaluation needs no position but the present one.
         depth = self.L if self.setting.training else 1
         z_LSZR, gates_L4SHR = kept((depth, size, X + H, R)), kept((depth, 4, size, H, R))
         cell_LSHR, tanh_LSHR = kept((depth, size, H, R)), kept((depth, size, H, R))
         self.z.append(z_LSZR)
-        steps: list[tuple[Any, ...]] = []
+        positions: list[_Position] = []
         before = self.zeros_SHR[:size]
         for at in range(self.L):
             here, last = at % depth, at == self.L - 1
-            z, gates, cell, tanh = z_LSZR[here], gates_L4SHR[here], cell_LSHR[here], tanh_LSHR[here]
-            a, turned = by_shard(gates, self.a)
+            z, gates, cell = z_LSZR[here], gates_L4SHR[here], cell_LSHR[here]
+            i, f, o, g = gates
+            a, a_by_gate = by_shard(gates, self.a)
             h = self.y[group] if last and not self.sequence else self.h[: size * H * R].reshape(size, H, R)
             copies = [] if last else [z_LSZR[(at + 1) % depth, :, X:]]
             if self.sequence:
                 copies.append(self.y[group, at])
-            steps.append((z, z[:, :X], a, turned, gates, gates[:3], *gates, before, cell, tanh, h, copies))
+            positions.append(
+                _Position(
+                    z=z,
+                    z_x=z[:, :X],
+                    a=a,
+                    a_by_gate=a_by_gate,
+                    gates=gates,
+                    ifo=gates[:3],
+                    i=i,
+                    f=f,
+                    o=o,
+                    g=g,
+                    cell_before=before,
+                    cell=cell,
+                    tanh=tanh_LSHR[here],
+                    h=h,
+                    h_copies=tuple(copies),
+                )
+            )
             before = cell
-        return steps
+        return positions
 
     def prepare_backward(self, dy: Array) -> Array:
         setting, H, X, size = self.setting, self.H, self.X, self.size
@@ -103,42 +143,43 @@ class Lstm(Layer):
 
     def forward(self, x_SLXR: Array, streams: Streams | None) -> Array:
         self.check(x_SLXR)
-        for group, steps in zip(self.groups, self.steps, strict=True):
-            self._forward(x_SLXR[group], steps)
+        for group, positions in zip(self.groups, self.positions, strict=True):
+            self._forward(x_SLXR[group], positions)
         return self.y
 
-    def _forward(self, x_SLXR: Array, steps: list[tuple[Any, ...]]) -> None:
+    def _forward(self, x_SLXR: Array, positions: list[_Position]) -> None:
         W, half, size = self.W_GZ, self.half, len(x_SLXR)
         shape = (size, self.H, self.setting.rows)
         t = self.t[: math.prod(shape)].reshape(shape)
         b = self.b[: 4 * math.prod(shape)].reshape(4, *shape)
         np.copyto(b, self.b_4H)
-        np.copyto(steps[0][0][:, self.X :], self.zeros_SHR[:size])
-        for at, (z, z_x, a, turned, gates, ifo, i, f, o, g, before, cell, tanh, h, copies) in enumerate(steps):
-            np.copyto(z_x, x_SLXR[:, at])
-            np.matmul(W, z, out=a)
+        np.copyto(positions[0].z[:, self.X :], self.zeros_SHR[:size])
+        for at, p in enumerate(positions):
+            gates, ifo, cell, h = p.gates, p.ifo, p.cell, p.h
+            np.copyto(p.z_x, x_SLXR[:, at])
+            np.matmul(W, p.z, out=p.a)
             if size > 1:
-                np.copyto(gates, turned)
+                np.copyto(gates, p.a_by_gate)
             np.add(gates, b, out=gates)
             np.multiply(ifo, half, out=ifo)
             np.tanh(gates, out=gates)
             np.multiply(ifo, half, out=ifo)
             np.add(ifo, half, out=ifo)
-            np.multiply(f, before, out=cell)
-            np.multiply(i, g, out=t)
+            np.multiply(p.f, p.cell_before, out=cell)
+            np.multiply(p.i, p.g, out=t)
             np.add(cell, t, out=cell)
-            np.tanh(cell, out=tanh)
-            np.multiply(o, tanh, out=h)
-            for copy in copies:
+            np.tanh(cell, out=p.tanh)
+            np.multiply(p.o, p.tanh, out=h)
+            for copy in p.h_copies:
                 np.copyto(copy, h)
 
     def backward(self, dy: Array) -> Array:
         for number, group in enumerate(self.groups):
-            self._through_time(self.steps[number], self.dy_of[number], group.stop - group.start)
+            self._through_time(self.positions[number], self.dy_of[number], group.stop - group.start)
             self._sums(group, self.z[number])
         return self.dx_SLXR if self.setting.needs_input_gradient else dy
 
-    def _through_time(self, steps: list[tuple[Any, ...]], dy: list[Array], size: int) -> None:
+    def _through_time(self, positions: list[_Position], dy: list[Array], size: int) -> None:
         """da of each position, from the last to the first; what the forward pass kept is used up."""
         H, one, W_HG, shape = self.H, self.one, self.W_HG, (size, self.H, self.setting.rows)
         da, slope = (full[: 4 * math.prod(shape)].reshape(4, *shape) for full in (self.da, self.slope))
@@ -150,19 +191,20 @@ class Lstm(Layer):
         np.copyto(dh, dy[-1])
         np.copyto(dc, self.zeros_SHR[:size])
         for at in range(self.L - 1, -1, -1):
-            _, _, _, _, gates, ifo, i, f, o, g, before, _, tanh, _, _ = steps[at]
+            p = positions[at]
+            tanh = p.tanh
             np.multiply(dh, tanh, out=do)
-            np.multiply(dh, o, out=u)
+            np.multiply(dh, p.o, out=u)
             np.multiply(tanh, tanh, out=tanh)
             np.subtract(one, tanh, out=tanh)
             np.multiply(u, tanh, out=u)
             np.add(dc, u, out=dc)
-            np.multiply(dc, g, out=di)
-            np.multiply(dc, before, out=df)
-            np.multiply(dc, i, out=dg)
-            np.multiply(dc, f, out=dc)
-            np.multiply(gates, gates, out=slope)
-            np.subtract(ifo, slope_ifo, out=slope_ifo)
+            np.multiply(dc, p.g, out=di)
+            np.multiply(dc, p.cell_before, out=df)
+            np.multiply(dc, p.i, out=dg)
+            np.multiply(dc, p.f, out=dc)
+            np.multiply(p.gates, p.gates, out=slope)
+            np.subtract(p.ifo, slope_ifo, out=slope_ifo)
             np.subtract(one, slope_g, out=slope_g)
             np.multiply(da, slope, out=da)
             np.copyto(da_L4SHR[at], da)

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, final
 import numpy as np
 
 from worker.nn.layers.layer import Layer, Setting
-from worker.nn.layers.windows import Tap, Tile, merged, tiles
+from worker.nn.layers.windows import Tap, Tile, add_to, merged, tiles
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import Windows, windows
 from worker.nn.streams import Streams
@@ -61,8 +61,8 @@ class MaxPool(Layer):
         else:
             self.maximum = _Taps(setting, x, y, down, across)
         training = setting.training and setting.needs_input_gradient
-        self.keeps_input = self.maximum.keeps_input and training  # type: ignore[misc]
-        self.keeps_output = self.maximum.keeps_output and training  # type: ignore[misc]
+        self.keeps_input = self.maximum.keeps_input and training
+        self.keeps_output = self.maximum.keeps_output and training
 
     def prepare_backward(self, dy: Array) -> Array:
         if not self.setting.needs_input_gradient:
@@ -125,6 +125,17 @@ class _Quarter:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class _QuarterBack:
+    """The same tile in the backward pass, numbers seen as integers: y and dy, flat, and the four parts of dx, (s, h, w, N)."""
+
+    quarter: _Quarter
+    y: Array
+    dy: Array
+    dx: tuple[Array, ...]
+
+
+@final
 class _Quarters:
     """Windows of two by two that do not overlap, none of which lies on the border: a comparison for each of three pairs."""
 
@@ -170,20 +181,21 @@ class _Quarters:
         integers = self.rectifier.integers
         self.room = self.setting.memory.backward_scratch((4, self.scratch.shape[1]), integers)
         dy_bits, dx_bits = dy.view(integers), dx.view(integers)
-        self.back: list[tuple[_Quarter, Array, Array, list[Array]]] = []
+        self.back: list[_QuarterBack] = []
         for tile, quarter in zip(self.tiles, self.quarters, strict=True):
             given = dy_bits[(tile.shards, *tile.windows)].reshape(-1)
-            parts = [dx_bits[(tile.shards, *tap.places)] for tap in tile.taps]
-            self.back.append((quarter, quarter.y.view(integers), given, parts))
+            parts = tuple(dx_bits[(tile.shards, *tap.places)] for tap in tile.taps)
+            self.back.append(_QuarterBack(quarter, quarter.y.view(integers), given, parts))
         # What lies behind the last window.
         self.unread = [dx[:, 2 * self.down.count :], dx[:, :, 2 * self.across.count :]]
 
     def backward(self) -> None:
         for unread in self.unread:
             unread.fill(0)
-        for quarter, y_bits, given, (left_above, right_above, left_below, right_below) in self.back:
-            wins, kept, below, right = (room[: given.size] for room in self.room)
-            d = self.rectifier.let_through(given, y_bits, kept)
+        for tile in self.back:
+            quarter, (left_above, right_above, left_below, right_below) = tile.quarter, tile.dx
+            wins, kept, below, right = (room[: tile.dy.size] for room in self.room)
+            d = self.rectifier.let_through(tile.dy, tile.y, kept)
             self._divide(d, quarter.below, wins, below, kept)
             self._divide(kept, quarter.right_above, wins, right, kept)
             np.copyto(left_above, kept.reshape(left_above.shape))
@@ -267,12 +279,8 @@ class _Taps:
             to = self.dx[(tile.shards, *tap.places)]
             if self.apart:
                 np.copyto(to, own)
-                continue
-            total, added = (a[: to.size] for a in self.sums)
-            np.copyto(total.reshape(to.shape), to)
-            np.copyto(added.reshape(to.shape), own)
-            np.add(total, added, out=total)
-            np.copyto(to, total.reshape(to.shape))
+            else:
+                add_to(to, own, self.sums)
 
 
 def _outside(mask: Array, tap: Tap) -> None:

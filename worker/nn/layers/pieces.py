@@ -1,6 +1,8 @@
-"""How a stack is cut into pieces that stay in cache while several operations run over each."""
+"""How a stack, or what a layer reads of it, is cut into pieces that stay in cache while several operations run over each."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 # Half a dozen arrays of a piece, what is made of it and factors spread out to it, lie in the second-level cache together.
 PIECE_FLOATS = 1 << 15
@@ -10,6 +12,13 @@ def cuts(length: int, size: int) -> list[slice]:
     """The range from 0 to `length` in pieces of `size`, at least 1; the last may be shorter."""
     size = max(size, 1)
     return [slice(first, min(first + size, length)) for first in range(0, length, size)]
+
+
+def even_cuts(count: int, most: int) -> Iterator[tuple[int, int]]:
+    """[first, last) of as few and as equal parts as `most` allows, which may be below 1."""
+    parts = -(-count // max(1, most))
+    size = -(-count // parts)
+    return ((first, min(first + size, count)) for first in range(0, count, size))
 
 
 def shard_groups(shards: int, shard_floats: int) -> list[slice]:

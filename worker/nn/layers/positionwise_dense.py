@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class PositionwiseDense(Layer):
     Raises UserError if x has not the shape it was built for.
     """
 
-    keeps_input: ClassVar[bool] = True
+    keeps_input = True
 
     def __init__(self, record: DenseRecord, setting: Setting) -> None:
         super().__init__(setting)

@@ -10,7 +10,8 @@ from typing import Protocol, final
 import numpy as np
 
 from worker.nn.layers.layer import Memory, Setting
-from worker.nn.layers.windows import GATHERED, Block, Gather, NewArray, around, chunks
+from worker.nn.layers.pieces import even_cuts
+from worker.nn.layers.windows import GATHERED, Block, Gather, NewArray, around
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import Windows
 
@@ -52,6 +53,16 @@ class _Sum:
     products: Array
     part: Array
     totals: list[tuple[Array, Array]]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _BlockSums:
+    """A block and what is made of it for dW; `turn` is where its dy is turned to first, and from where."""
+
+    block: Block
+    turn: tuple[Array, Array] | None
+    sums: list[_Sum]
 
 
 class InputGradient(Protocol):
@@ -97,35 +108,32 @@ class Products:
         self.sum = scratch((len(dy), groups, size, filters))
         self.dW_SGKO = dW.reshape(len(dy), groups, filters, size).transpose(0, 1, 3, 2)
         turned = scratch((stacked, groups, widest, dy.shape[4], filters)) if turns(filters, size) else None
-        self.steps = [self._step(block, dy, turned, most) for block in self.back.blocks]
+        self.block_sums = [self._sums_of(block, dy, turned, most) for block in self.back.blocks]
         self.input_gradient: InputGradient | None = None
         if dx is not None:
             self.input_gradient = input_gradient(self.memory, self.weight, groups, self.down, self.across, dy, dx)
 
-    def _step(
-        self, block: Block, dy: Array, turned: Array | None, most: int
-    ) -> tuple[Block, tuple[Array, Array] | None, list[_Sum]]:
-        """A block, what is turned before its products and where to, and these."""
+    def _sums_of(self, block: Block, dy: Array, turned: Array | None, most: int) -> _BlockSums:
         lines = _lines(_line(dy, block), self.groups).transpose(0, 1, 2, 4, 3)
         if turned is None:
-            return block, None, list(self._sums(block, lines, most))
+            return _BlockSums(block, None, list(self._sums(block, lines, most)))
         room = turned[: len(lines), :, : lines.shape[2]]
-        return block, (room, lines), list(self._sums(block, room, most))
+        return _BlockSums(block, (room, lines), list(self._sums(block, room, most)))
 
     def _sums(self, block: Block, dy: Array, most: int) -> Iterator[_Sum]:
         shards, part = len(dy), self.part[: len(dy)]
         totals = list(zip(self.sum[block.shards], part, strict=True))
-        for first, last in chunks(dy.shape[2], most):
+        for first, last in even_cuts(dy.shape[2], most):
             products = self.products[:shards, :, : last - first]
             yield _Sum(block.columns[:, :, first:last], dy[:, :, first:last], products, part, totals)
 
     def backward(self) -> None:
         self.sum.fill(0)
-        for block, turn, sums in self.steps:
-            self.back.fill(block)
-            if turn is not None:
-                np.copyto(*turn)
-            for own in sums:
+        for of_block in self.block_sums:
+            self.back.fill(of_block.block)
+            if of_block.turn is not None:
+                np.copyto(*of_block.turn)
+            for own in of_block.sums:
                 np.matmul(own.columns, own.dy, out=own.products)
                 np.add.reduce(own.products, axis=2, out=own.part)
                 for total, part in own.totals:
@@ -174,6 +182,17 @@ class _Residue:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A block of dy's columns, and the filters by which they give a line of dx."""
+
+    gather: Gather
+    block: Block
+    filters: Array
+    dx: Array
+
+
+@final
 class _Phases:
     """dx as correlations of dy with the filters turned around: one for all x with the same remainders by the strides."""
 
@@ -181,7 +200,7 @@ class _Phases:
         groups = len(W_GOJIC)
         grouped = _grouped(dy, groups)
         self.filters: list[tuple[Array, Array]] = []
-        self.lines: list[tuple[Gather, Block, Array, Array]] = []
+        self.lines: list[_Line] = []
         self.unread: list[Array] = []
         for i in range(min(down.stride, down.size)):
             for j in range(min(across.stride, across.size)):
@@ -195,15 +214,15 @@ class _Phases:
                 self.filters.append((filters, turned))
                 gather = Gather(grouped, vertical.reads, horizontal.reads, scratch)
                 W_G1CK = filters.reshape(groups, 1, turned.shape[1], -1)
-                self.lines += [(gather, block, W_G1CK, _lines(_line(own, block), groups)) for block in gather.blocks]
+                self.lines += [_Line(gather, block, W_G1CK, _lines(_line(own, block), groups)) for block in gather.blocks]
 
     def run(self) -> None:
         for unread in self.unread:
             unread.fill(0)
         for filters, turned in self.filters:
             np.copyto(filters, turned)
-        for gather, block, W_G1CK, dx in self.lines:
-            np.matmul(W_G1CK, gather.fill(block), out=dx)
+        for line in self.lines:
+            np.matmul(line.filters, line.gather.fill(line.block), out=line.dx)
 
 
 @final
@@ -233,22 +252,22 @@ class _Scattered:
         rows = dx.shape[4]
         product = scratch((1, groups, self.gather.widest, down.taps * channels, rows))
         added = scratch((self.gather.widest * dx.shape[3] * rows,))
-        self.steps, touched = [], set()
+        self.scatters, touched = [], set()
         for block in self.gather.blocks:
             own = product[:, :, : block.last - block.first]
             by_tap = own.reshape(*own.shape[:3], down.taps, channels, rows).transpose(3, 0, 2, 1, 4, 5)
-            step = _Scatter(block, own, [], [])
+            scatter = _Scatter(block, own, [], [])
             for tap in range(*down.taps_inside(block.row)):
                 place = down.place(block.row, tap)
                 line = dx[block.shards, place, block.first : block.last]
                 part, key = by_tap[tap], (block.shards.start, place, block.first)
                 if key in touched:
                     flat = added[: line.size]
-                    step.others.append((flat.reshape(part.shape), part, line.reshape(-1), flat))
+                    scatter.others.append((flat.reshape(part.shape), part, line.reshape(-1), flat))
                 else:
-                    step.firsts.append((_grouped(line[:, None], groups)[:, 0], part))
+                    scatter.firsts.append((_grouped(line[:, None], groups)[:, 0], part))
                     touched.add(key)
-            self.steps.append(step)
+            self.scatters.append(scatter)
         read = {place for _, place, _ in touched}
         self.unread = [dx[:, place] for place in range(down.size) if place not in read]
 
@@ -256,10 +275,10 @@ class _Scattered:
         for unread in self.unread:
             unread.fill(0)
         np.copyto(self.filters, self.turned)
-        for step in self.steps:
-            np.matmul(self.W_G1MK, self.gather.fill(step.block), out=step.product)
-            for line, part in step.firsts:
+        for scatter in self.scatters:
+            np.matmul(self.W_G1MK, self.gather.fill(scatter.block), out=scatter.product)
+            for line, part in scatter.firsts:
                 np.copyto(line, part)
-            for copy, part, line, flat in step.others:
+            for copy, part, line, flat in scatter.others:
                 np.copyto(copy, part)
                 np.add(line, flat, out=line)

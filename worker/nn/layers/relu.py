@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class Relu(Layer):
     Raises UserError if x has not the shape it was built for.
     """
 
-    keeps_output: ClassVar[bool] = True
+    keeps_output = True
 
     def __init__(self, record: ReluRecord, setting: Setting) -> None:
         super().__init__(setting)

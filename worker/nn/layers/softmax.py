@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 
 from worker.nn.layers.layer import Layer, Layout, Setting
+from worker.nn.layers.pieces import cuts
 from worker.nn.parameters import Array
 from worker.nn.shapes import BLOCK_FLOATS
 from worker.nn.streams import Streams
@@ -23,7 +24,7 @@ class Softmax(Layer):
     Raises UserError if x has not the shape it was built for.
     """
 
-    keeps_output: ClassVar[bool] = True
+    keeps_output = True
 
     def __init__(self, record: SoftmaxRecord, setting: Setting) -> None:
         super().__init__(setting)
@@ -36,7 +37,7 @@ class Softmax(Layer):
             one = (self.view[0], 1)
         # Whole shards, or whole positions: no sum is cut.
         step = max(1, BLOCK_FLOATS // math.prod(self.view[1:]))
-        self.blocks = [slice(first, min(first + step, self.view[0])) for first in range(0, self.view[0], step)]
+        self.blocks = cuts(self.view[0], step)
         self.y = setting.memory.output(self.output_shape)
         self.one = (min(step, one[0]), *one[1:])
         # The largest of each sum, then the sum.

@@ -8,6 +8,7 @@ from typing import TypeAlias, final
 
 import numpy as np
 
+from worker.nn.layers.pieces import even_cuts
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import Windows
 
@@ -17,13 +18,6 @@ NewArray: TypeAlias = Callable[[tuple[int, ...]], Array]
 # Numbers that are worked on at a time: with what they become they stay in the L2 cache.
 GATHERED = 1 << 17
 TILE = 1 << 16
-
-
-def chunks(count: int, most: int) -> Iterator[tuple[int, int]]:
-    """[first, last) of as few and as equal parts as `most` allows, which may be below 1."""
-    parts = -(-count // max(1, most))
-    size = -(-count // parts)
-    return ((first, min(first + size, count)) for first in range(0, count, size))
 
 
 def around(along: Windows) -> Windows:
@@ -63,17 +57,17 @@ class Gather:
         self.x, self.down, self.across = x, down, across
         shards, _, _, self.groups, self.channels, self.rows = x.shape
         span = (across.count - 1) * across.stride + (across.taps - 1) * across.dilation + 1
-        self.apart = across.count * across.taps <= span or across.dilation > 1 < across.taps
+        self.by_tap = across.count * across.taps <= span or across.dilation > 1 < across.taps
         self.in_place = self._in_place()
-        per_window = self.groups * down.taps * self.channels * self.rows * (across.taps if self.apart else across.stride)
-        parts = list(chunks(across.count, GATHERED // per_window))
+        per_window = self.groups * down.taps * self.channels * self.rows * (across.taps if self.by_tap else across.stride)
+        parts = list(even_cuts(across.count, GATHERED // per_window))
         widest = parts[0][1] - parts[0][0]
-        stacks = list(chunks(shards, GATHERED // max(per_window * widest, beside)))
+        stacks = list(even_cuts(shards, GATHERED // max(per_window * widest, beside)))
         # The largest block's shards and windows.
         self.shards, self.widest = stacks[0][1] - stacks[0][0], widest
         if self.in_place:
             self.scratch = x
-        elif self.apart:
+        elif self.by_tap:
             self.scratch = scratch((self.shards, self.groups, widest, across.taps, down.taps, self.channels, self.rows))
         else:
             reach = (widest - 1) * across.stride + across.taps
@@ -105,7 +99,7 @@ class Gather:
             return Block(shards, row, first, last, self._overlapping(line.transpose(0, 2, 1, 3, 4), last - first))
         own = self.scratch[: shards.stop - shards.start]
         top, bottom = self.down.taps_inside(row)
-        if self.apart:
+        if self.by_tap:
             columns = own[:, :, : last - first].reshape(len(own), self.groups, last - first, -1, self.rows)
             block = Block(shards, row, first, last, columns)
             self._move_taps(block, own, top, bottom)
@@ -158,6 +152,15 @@ def merged(a: Array) -> Array:
     return a.reshape(*a.shape[:3], -1)
 
 
+def add_to(places: Array, part: Array, room: Array) -> None:
+    """places += part, a strided view and one of its shape; the sum is formed where both are contiguous, in `room` (2, most)."""
+    total, added = room[0, : places.size], room[1, : places.size]
+    np.copyto(total.reshape(places.shape), places)
+    np.copyto(added.reshape(places.shape), part)
+    np.add(total, added, out=total)
+    np.copyto(places, total.reshape(places.shape))
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Tap:
@@ -184,10 +187,10 @@ def tiles(shards: int, down: Windows, across: Windows, numbers: int) -> Iterator
 
     In C order of (S, H', W', numbers) a tile is contiguous: part of a row, whole rows of a shard, or whole shards.
     """
-    width = list(chunks(across.count, TILE // numbers))
+    width = list(even_cuts(across.count, TILE // numbers))
     most = TILE // (numbers * across.count)
-    height = list(chunks(down.count, most))
-    for stack in chunks(shards, most // down.count):
+    height = list(even_cuts(down.count, most))
+    for stack in even_cuts(shards, most // down.count):
         for rows in height:
             for columns in width:
                 windows = slice(*rows), slice(*columns)

@@ -9,8 +9,9 @@ from typing import TypeAlias, final
 import numpy as np
 
 from worker.nn.layers.layer import Setting
+from worker.nn.layers.pieces import even_cuts
 from worker.nn.layers.products import turns
-from worker.nn.layers.windows import NewArray, around, chunks
+from worker.nn.layers.windows import NewArray, around
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import Windows
 
@@ -119,19 +120,22 @@ class _Part:
         yield 5
 
 
+def _cuts(y: Array, across: Windows, channels: int) -> list[tuple[int, int]]:
+    """How each row of windows is cut, [first, last), the first part being a widest; `channels` are those of x."""
+    return list(even_cuts(across.count, LINE // (max(channels, y.shape[3]) * y.shape[4])))
+
+
 def _parts(x: Array, y: Array, down: Windows, across: Windows, scratch: NewArray, missing: Lines, zeros: Array) -> list[_Part]:
     """All windows, in parts that are cut by one shard's shape alone."""
-    channels, rows = max(x.shape[3], y.shape[3]), x.shape[4]
-    cuts = list(chunks(across.count, LINE // (channels * rows)))
+    cuts = _cuts(y, across, x.shape[3])
     widest = cuts[0][1] - cuts[0][0]
-    room = scratch((4, (widest + across.taps - 1) * x.shape[3] * rows))
+    room = scratch((4, (widest + across.taps - 1) * x.shape[3] * x.shape[4]))
     return [_Part(x, y, down, across, cut, room, missing, zeros) for cut in cuts]
 
 
 def _line(y: Array, across: Windows, channels: int) -> int:
     """The numbers of y in the widest part, of an x of so many channels."""
-    most = LINE // (max(channels, y.shape[3]) * y.shape[4])
-    first, last = next(iter(chunks(across.count, most)))
+    first, last = _cuts(y, across, channels)[0]
     return y[0, 0, first:last].size
 
 

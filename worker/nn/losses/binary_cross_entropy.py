@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.contract.errors import UserError
-from worker.nn.losses.loss import OutputwiseLoss
+from worker.nn.losses.loss import LossSetting, OutputwiseLoss
 from worker.nn.parameters import Array, aligned_zeros
+from worker.specs import BinaryCrossEntropyRecord
 
 
 @final
@@ -24,18 +25,17 @@ class BinaryCrossEntropy(OutputwiseLoss):
     Raises UserError if a target lies outside.
     """
 
-    def __init__(
-        self, record: Any, shards: int, rows: int, output_shape: tuple[int, ...], dtype: np.dtype[Any], training: bool = True
-    ) -> None:
-        super().__init__(record, shards, rows, output_shape, dtype, training)
-        self.has_labels = output_shape == (1,)
+    def __init__(self, record: BinaryCrossEntropyRecord, setting: LossSetting) -> None:
+        super().__init__(setting)
+        dtype = setting.dtype
+        self.has_labels = setting.output_shape == (1,)
         if self.has_labels:
             self.target_dtype = np.dtype(np.int64)
         self.e, self.target = aligned_zeros(self.seen_shape, dtype), aligned_zeros(self.seen_shape, dtype)
         self.losses, self.t = aligned_zeros(self.seen_shape, dtype), aligned_zeros(self.seen_shape, dtype)
         self.zero, self.one = self.number(0), self.number(1)
         self.factor = self.number(1 / self.outputs)
-        if training:
+        if setting.training:
             self.above = np.zeros(self.seen_shape, bool)
 
     @staticmethod

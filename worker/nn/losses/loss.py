@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,21 @@ from worker.nn.layers.layer import Layout
 from worker.nn.parameters import Array, aligned_zeros
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class LossSetting:
+    """What a loss is built from, beside its record: S shards of R rows, the shape of one row's outputs, what is computed in,
+    and whether a backward pass follows."""
+
+    shards: int
+    rows: int
+    output_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    training: bool
+
+
 class Loss(ABC):
-    """A loss at one stack shape.
+    """A loss at one stack shape. The constructor of a leaf takes (record, setting).
 
     z, the outputs, come in `layout`: (S, K, R) where a row has one axis of outputs, else (S, R, *output_shape). Targets are
     (S, R, *target_shape) of `target_dtype`. After `forward`, in float64: `row_losses` (S, R) and `loss_sums` (S,), and what
@@ -27,17 +41,10 @@ class Loss(ABC):
 
     target_dtype: np.dtype[Any]
 
-    def __init__(
-        self,
-        record: Any,
-        shards: int,
-        rows: int,
-        output_shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        training: bool = True,
-    ) -> None:
-        self.layout = Layout.ROWS_LAST if len(output_shape) == 1 else Layout.ROWS_FIRST
-        self.shards, self.rows, self.output_shape, self.dtype = shards, rows, output_shape, dtype
+    def __init__(self, setting: LossSetting) -> None:
+        shards, rows = setting.shards, setting.rows
+        self.layout = Layout.ROWS_LAST if len(setting.output_shape) == 1 else Layout.ROWS_FIRST
+        self.shards, self.rows, self.dtype = shards, rows, setting.dtype
         self.row_losses = np.zeros((shards, rows), np.float64)
         self.loss_sums = np.zeros(shards, np.float64)
         self.row_denominators = np.zeros((shards, rows), np.float64)
@@ -76,18 +83,11 @@ class OutputwiseLoss(Loss):
     Both are seen as (S, K, R) where a row has one axis of outputs, else as (S, R, F); `outputs_axis` is that of K or F.
     """
 
-    def __init__(
-        self,
-        record: Any,
-        shards: int,
-        rows: int,
-        output_shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        training: bool = True,
-    ) -> None:
-        super().__init__(record, shards, rows, output_shape, dtype, training)
+    def __init__(self, setting: LossSetting) -> None:
+        super().__init__(setting)
+        shards, rows, dtype = setting.shards, setting.rows, setting.dtype
         self.target_dtype = dtype
-        self.outputs = math.prod(output_shape)
+        self.outputs = math.prod(setting.output_shape)
         last = self.layout is Layout.ROWS_LAST
         self.outputs_axis = 1 if last else 2
         self.seen_shape = (shards, self.outputs, rows) if last else (shards, rows, self.outputs)

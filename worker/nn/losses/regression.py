@@ -7,9 +7,9 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.nn.losses.loss import OutputwiseLoss
+from worker.nn.losses.loss import LossSetting, OutputwiseLoss
 from worker.nn.parameters import Array, aligned_zeros
-from worker.specs import HuberRecord
+from worker.specs import HuberRecord, MeanAbsoluteErrorRecord, MeanSquaredErrorRecord
 
 
 @final
@@ -20,11 +20,9 @@ class MeanSquaredError(OutputwiseLoss):
     Backward: dz = (z - y) * (2 / K), where z was.
     """
 
-    def __init__(
-        self, record: Any, shards: int, rows: int, output_shape: tuple[int, ...], dtype: np.dtype[Any], training: bool = True
-    ) -> None:
-        super().__init__(record, shards, rows, output_shape, dtype, training)
-        self.losses = aligned_zeros(self.seen_shape, dtype)
+    def __init__(self, record: MeanSquaredErrorRecord, setting: LossSetting) -> None:
+        super().__init__(setting)
+        self.losses = aligned_zeros(self.seen_shape, setting.dtype)
         self.factor = self.number(2 / self.outputs)
 
     def forward(self, z: Array, y: NDArray[Any]) -> None:
@@ -46,11 +44,9 @@ class MeanAbsoluteError(OutputwiseLoss):
     Backward: dz = sign(z - y) / K, where z was; 0 where z = y.
     """
 
-    def __init__(
-        self, record: Any, shards: int, rows: int, output_shape: tuple[int, ...], dtype: np.dtype[Any], training: bool = True
-    ) -> None:
-        super().__init__(record, shards, rows, output_shape, dtype, training)
-        self.losses = aligned_zeros(self.seen_shape, dtype)
+    def __init__(self, record: MeanAbsoluteErrorRecord, setting: LossSetting) -> None:
+        super().__init__(setting)
+        self.losses = aligned_zeros(self.seen_shape, setting.dtype)
         self.factor = self.number(1 / self.outputs)
 
     def forward(self, z: Array, y: NDArray[Any]) -> None:
@@ -74,16 +70,9 @@ class Huber(OutputwiseLoss):
     Backward: dz = d / K with d cut off at -delta and delta, where z was.
     """
 
-    def __init__(
-        self,
-        record: HuberRecord,
-        shards: int,
-        rows: int,
-        output_shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        training: bool = True,
-    ) -> None:
-        super().__init__(record, shards, rows, output_shape, dtype, training)
+    def __init__(self, record: HuberRecord, setting: LossSetting) -> None:
+        super().__init__(setting)
+        dtype = setting.dtype
         self.losses, self.cut = aligned_zeros(self.seen_shape, dtype), aligned_zeros(self.seen_shape, dtype)
         self.half_cut = aligned_zeros(self.seen_shape, dtype)
         self.delta, self.minus_delta = self.number(record.delta), self.number(-record.delta)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lockstep.contract.errors import UserError
 from worker.nn.layers.layer import Layout
-from worker.nn.losses.loss import Loss
+from worker.nn.losses.loss import Loss, LossSetting
 from worker.nn.parameters import Array, aligned_zeros
 from worker.specs import SoftmaxCrossEntropyRecord
 
@@ -32,16 +32,9 @@ class SoftmaxCrossEntropy(Loss):
 
     target_dtype = np.dtype(np.int64)
 
-    def __init__(
-        self,
-        record: SoftmaxCrossEntropyRecord,
-        shards: int,
-        rows: int,
-        output_shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        training: bool = True,
-    ) -> None:
-        super().__init__(record, shards, rows, output_shape, dtype, training)
+    def __init__(self, record: SoftmaxCrossEntropyRecord, setting: LossSetting) -> None:
+        super().__init__(setting)
+        shards, rows, output_shape, dtype = setting.shards, setting.rows, setting.output_shape, setting.dtype
         self.classes = classes = output_shape[-1]
         if record.class_weights and len(record.class_weights) != classes:
             got = f"{len(record.class_weights)} weights"

@@ -60,7 +60,9 @@ class Sums:
 
     def plus(self, other: Sums) -> Sums:
         """Of the rows of both."""
-        both = self.moments is not None and other.moments is not None
+        moments = None
+        if self.moments is not None and other.moments is not None:
+            moments = self.moments.plus(other.moments)
         return Sums(
             self.rows + other.rows,
             self.loss_sum + other.loss_sum,
@@ -72,5 +74,5 @@ class Sums:
             self.numbers + other.numbers,
             self.squared_error_sum + other.squared_error_sum,
             self.absolute_error_sum + other.absolute_error_sum,
-            self.moments.plus(other.moments) if both else None,  # type: ignore[union-attr,arg-type]
+            moments,
         )

@@ -122,6 +122,9 @@ class _Walk:
             branch, output = self._branch(records, shape, f"{name}.branches.{index}.", f"{place}.branches[{index}].layers")
             branches.append(branch)
             outputs.append(output)
+        if not outputs:
+            self.wrong.append(Violation(f"model.{place}.branches", "none", "it must have at least 2"))
+            return LayerShapes(record, name, place, number, shape, shape, {})
         fixed = 0 if record.join == "add" else 1
         for index, output in enumerate(outputs if len(self.wrong) == before else ()):
             if len(output) != len(outputs[0]) or output[: len(output) - fixed] != outputs[0][: len(outputs[0]) - fixed]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lockstep.contract.errors import UserError
 from lockstep.v1.model_pb2 import Layer
 from tests.worker.nn.layer_bench import LayerBench, stack_is_loop, worst_error
-from worker.nn.layers import paired, winograd
+from worker.nn.layers import convolution, paired, winograd
 from worker.nn.layers import windows as windows_module
 from worker.nn.parameters import Array
 from worker.nn.shapes import layer_shapes
@@ -175,7 +175,9 @@ def test_pairs_of_windows(drawn: tuple[Conv2dRecord, tuple[int, int, int]]) -> N
 
 @pytest.mark.parametrize("record", [conv2d(8, padding=SAME), conv2d(2, bias=False), conv2d(4, groups=4)])
 @pytest.mark.parametrize("may_overwrite", [False, True])
-def test_a_rectifier_behind_it(record: Conv2dRecord, may_overwrite: bool) -> None:
+@pytest.mark.parametrize("piece", [1, 100, convolution.PIECE])
+def test_a_rectifier_behind_it(record: Conv2dRecord, may_overwrite: bool, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.nn.layers.convolution.PIECE", piece)
     row, x = (5, 6, 4 if record.groups == 4 else 8), numbers(2, 3, 5, 6, 4 if record.groups == 4 else 8)
     plain = LayerBench(record, row, may_overwrite=may_overwrite)
     both = LayerBench(record, row, may_overwrite=may_overwrite, activation=ReluRecord())
@@ -228,6 +230,7 @@ def test_small_blocks_compute_the_same(
         monkeypatch.setattr("worker.nn.layers.products.GATHERED", numbers_of_a_block)
         monkeypatch.setattr(windows_module, "TILE", numbers_of_a_block)
         monkeypatch.setattr(winograd, "LINE", numbers_of_a_block)
+        monkeypatch.setattr("worker.nn.layers.convolution.PIECE", numbers_of_a_block)
         check_formula(record, row)
         if numbers_of_a_block == 200:
             assert worst_error(record, numbers(2, 1, *row)) < 1e-6
