@@ -101,7 +101,7 @@ class Client:
         request = training_job_service_pb2.CreateTrainingJobRequest(
             training_job=training_job_pb2.TrainingJob(kind=kind, spec=file.spec),
             training_job_id=job_id,
-            request_id=request_id or str(uuid.uuid4()),
+            request_id=_id(request_id),
             validate_only=validate_only,
         )
         return self._located(file, lambda: self._connection.call(self._jobs.CreateTrainingJob, _checked(request)))
@@ -134,22 +134,44 @@ class Client:
         request = training_job_service_pb2.CancelTrainingJobRequest(name=job_name(name))
         return self._connection.call(self._jobs.CancelTrainingJob, _checked(request))
 
-    def pause(self, name: str) -> training_job_pb2.TrainingJob:
-        """Asks for a rest at the next stretch's end."""
-        request = training_job_service_pb2.PauseTrainingJobRequest(name=job_name(name))
+    def pause(self, name: str, *, etag: str = "", request_id: str = "") -> training_job_pb2.TrainingJob:
+        """Asks for a rest at the next stretch's end; `wait(name, {PAUSED})` waits for it.
+
+        With the `etag` of the job as it was read, this, resume and scale are refused where somebody has steered the job since.
+        """
+        request = training_job_service_pb2.PauseTrainingJobRequest(name=job_name(name), etag=etag, request_id=_id(request_id))
         return self._connection.call(self._jobs.PauseTrainingJob, _checked(request))
 
-    def resume(self, name: str, *, accept_new_arithmetic: bool = False) -> training_job_pb2.TrainingJob:
-        """Puts a paused job back into the queue."""
+    def resume(
+        self,
+        name: str,
+        *,
+        min: int | None = None,
+        max: int | None = None,
+        accept_new_arithmetic: bool = False,
+        etag: str = "",
+        request_id: str = "",
+    ) -> training_job_pb2.TrainingJob:
+        """Puts a paused job back into the queue, with other bounds of its workers where they are given."""
+        bounds = None if min is None and max is None else job_spec_pb2.Workers(min=min, max=max)
         request = training_job_service_pb2.ResumeTrainingJobRequest(
-            name=job_name(name), accept_new_arithmetic=accept_new_arithmetic
+            name=job_name(name),
+            workers=bounds,
+            accept_new_arithmetic=accept_new_arithmetic,
+            etag=etag,
+            request_id=_id(request_id),
         )
         return self._connection.call(self._jobs.ResumeTrainingJob, _checked(request))
 
-    def scale(self, name: str, *, min: int | None = None, max: int | None = None) -> training_job_pb2.TrainingJob:
-        """Changes how many workers a job may have."""
+    def scale(
+        self, name: str, *, min: int | None = None, max: int | None = None, etag: str = "", request_id: str = ""
+    ) -> training_job_pb2.TrainingJob:
+        """Changes how many workers a job may have; a bound that is not given stays.
+
+        Where that is not so at once, the answer's `status_detail` says when.
+        """
         request = training_job_service_pb2.ScaleTrainingJobRequest(
-            name=job_name(name), workers=job_spec_pb2.Workers(min=min, max=max)
+            name=job_name(name), workers=job_spec_pb2.Workers(min=min, max=max), etag=etag, request_id=_id(request_id)
         )
         return self._connection.call(self._jobs.ScaleTrainingJob, _checked(request))
 
@@ -283,6 +305,11 @@ def _job_file(job: Job) -> spec.JobFile:
     if isinstance(job, Mapping):
         return spec.parse(json.dumps(job), "job")
     return spec.read(job)
+
+
+def _id(request_id: str) -> str:
+    """A request's id; a new one makes it safe for the client itself to repeat the request."""
+    return request_id or str(uuid.uuid4())
 
 
 def _checked(request: Asked) -> Asked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -29,6 +30,7 @@ def job_message(connection: Connection, job: Row[Any], detail: str = "") -> Trai
         arithmetic_version=job.arithmetic_version,
         runs=[Run.FromString(run.message) for run in rows.runs_of(connection, job.id)],
         warnings=json.loads(job.warnings),
+        etag=etag(job),
     )
     message.spec.ParseFromString(job.spec)
     message.plan.ParseFromString(job.plan)
@@ -43,6 +45,16 @@ def job_message(connection: Connection, job: Row[Any], detail: str = "") -> Trai
         if result is not None:
             message.result.CopyFrom(result)
     return message
+
+
+def etag(job: Row[Any]) -> str:
+    """What changes with all that people do to the job, and with nothing that its runs do."""
+    asked = {State.PAUSING: "rest", State.PAUSED: "rest", State.CANCELLING: "end", State.CANCELLED: "end"}.get(
+        State(job.state), "run"
+    )
+    # The place in the queue is a new one after each resume.
+    steered = f"{asked} {job.queue_position} {job.workers_min} {job.workers_max}"
+    return hashlib.sha256(steered.encode()).hexdigest()[:16]
 
 
 def result_of(job: Row[Any], checkpoints: list[Checkpoint]) -> Result | None:

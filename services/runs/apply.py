@@ -61,7 +61,7 @@ def _started(connection: Connection, job: Row[Any], run: Row[Any], event: RunEve
     for member in said.members:
         message.members.add().CopyFrom(member)
         message.members[-1].computed_rows = max(member.computed_rows, computed.get((member.node, member.pid), 0))
-    message.workers = max(message.workers, len(said.members))
+    message.workers, message.resizable = max(message.workers, len(said.members)), said.resizable
     message.last_step = max(message.last_step, said.start_step)
     rows.change_run(connection, job.id, run.run_number, message=message.SerializeToString(), fingerprint=said.fingerprint)
     if said.start_step and job.state == State.STARTING and run.run_number > 1:

@@ -77,6 +77,9 @@ def _follow(
         event, own = Event.LOSE, True  # it ended as if asked, but nobody had asked
     if state == State.PAUSING and event == Event.STOPPED:
         event = Event.RESTED
+    if state == State.PAUSING and event == Event.LOSE:
+        goes_on = lifecycle.goes_on_from(connection, job)
+        detail = f"paused; its run was lost before it had written a checkpoint ({ended.reason}); {goes_on}"
     if event == Event.LOSE and state in (State.STARTING, State.RUNNING, State.RECOVERING):
         event, detail = _try_again(connection, job, message, ended.reason, own, now)
     try:

@@ -142,6 +142,11 @@ def add_run(connection: Connection, order: RunOrder, run: Run) -> None:
     )
 
 
+def hold(connection: Connection, job_id: str, workers: int) -> None:
+    """The job's run holds so many slots from now on."""
+    connection.execute(update(runs).where(runs.c.job_id == job_id, runs.c.active).values(workers=workers))
+
+
 def change_run(connection: Connection, job_id: str, run_number: int, **values: Any) -> None:
     """Sets columns of a run."""
     connection.execute(update(runs).where(runs.c.job_id == job_id, runs.c.run_number == run_number).values(**values))

@@ -175,16 +175,28 @@ class FakeServer(
 
     def PauseTrainingJob(self, request: Any, context: Any) -> Any:
         self._enter(request, context)
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "pausing jobs is not built yet")
+        job = self._job(request.name, context)
+        job.state = State.PAUSING if job.state == State.RUNNING else State.PAUSED
+        return job
 
     def ResumeTrainingJob(self, request: Any, context: Any) -> Any:
         self._enter(request, context)
-        return self._job(request.name, context)
+        job = self._job(request.name, context)
+        if job.state != State.PAUSED:
+            said = f"a job that is {State.Name(job.state)} cannot be resumed; nothing was changed"
+            error = UserError([Violation("name", request.name, said, "WRONG_STATE")])
+            abort(context, grpc.StatusCode.FAILED_PRECONDITION, error)
+        job.state = State.QUEUED
+        job.spec.workers.MergeFrom(request.workers)
+        return job
 
     def ScaleTrainingJob(self, request: Any, context: Any) -> Any:
         self._enter(request, context)
         job = self._job(request.name, context)
-        job.spec.workers.CopyFrom(request.workers)
+        job.spec.workers.MergeFrom(request.workers)
+        if job.spec.workers.max > 4:
+            job.spec.workers.max = 4
+            job.warnings.append("workers.max is 4, not as asked: a mini-batch has 4 shards")
         return job
 
     def WatchTrainingJob(self, request: Any, context: Any) -> Iterator[Any]:

@@ -23,6 +23,7 @@ class Wanted:
         self.cancel = False
         self.pause = False
         self.count = 0  # of workers; 0: as ordered
+        self.minimum = 0  # of workers; 0: as ordered
         self.waits = 0
         self.on_wait: Callable[[], None] = lambda: None
 
@@ -34,6 +35,9 @@ class Wanted:
 
     def workers(self) -> int:
         return self.count
+
+    def least(self) -> int:
+        return self.minimum
 
     def wait(self, timeout_s: float) -> None:
         self.waits += 1
@@ -57,6 +61,7 @@ def run_once(
     try:
         wanted = wanted or Wanted()
         wanted.count = wanted.count or order.workers
+        wanted.minimum = wanted.minimum or order.spec.workers.min
         make_group = make_group or (lambda: LocalGroup(environments=environments))
         if order.kind == job.TrainingJob.GRADIENT_CHECK:
             ended = GradientCheckRun(order, files_folder, Reports(spool), wanted, make_group).run()

@@ -128,6 +128,7 @@ class TrainingJob(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"jobs/digits-mlp-7f3a"."""
     kind: Global___TrainingJob.Kind.ValueType
@@ -142,6 +143,8 @@ class TrainingJob(_message.Message):
     """SHA-256, in hex, of the dataset version that the job reads."""
     arithmetic_version: _builtins.int
     """The version of the arithmetic that computes it."""
+    etag: _builtins.str
+    """Another one whenever somebody has paused, resumed, scaled or cancelled the job."""
     @_builtins.property
     def spec(self) -> _job_spec_pb2.JobSpec:
         """What was asked, with its defaults filled in after Create."""
@@ -202,10 +205,11 @@ class TrainingJob(_message.Message):
         progress: Global___Progress | None = ...,
         result: Global___Result | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "plan", b"plan", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arithmetic_digest", b"arithmetic_digest", "arithmetic_version", b"arithmetic_version", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "end_time", b"end_time", "kind", b"kind", "name", b"name", "plan", b"plan", "progress", b"progress", "result", b"result", "runs", b"runs", "spec", b"spec", "start_time", b"start_time", "state", b"state", "status_detail", b"status_detail", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arithmetic_digest", b"arithmetic_digest", "arithmetic_version", b"arithmetic_version", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "end_time", b"end_time", "etag", b"etag", "kind", b"kind", "name", b"name", "plan", b"plan", "progress", b"progress", "result", b"result", "runs", b"runs", "spec", b"spec", "start_time", b"start_time", "state", b"state", "status_detail", b"status_detail", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -318,6 +322,7 @@ class Run(_message.Message):
     COMPUTED_ROWS_FIELD_NUMBER: _builtins.int
     END_REASON_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    RESIZABLE_FIELD_NUMBER: _builtins.int
     run_number: _builtins.int
     """1, 2, ...: the fencing number."""
     workers: _builtins.int
@@ -330,6 +335,8 @@ class Run(_message.Message):
     """Rows its workers computed, replays included."""
     end_reason: _builtins.str
     """Why it ended, in one sentence."""
+    resizable: _builtins.bool
+    """Whether its number of workers can change while it runs."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When slots were granted."""
@@ -354,10 +361,11 @@ class Run(_message.Message):
         computed_rows: _builtins.int = ...,
         end_reason: _builtins.str = ...,
         members: _abc.Iterable[Global___WorkerInfo] | None = ...,
+        resizable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_rows", b"computed_rows", "end_reason", b"end_reason", "end_time", b"end_time", "last_step", b"last_step", "members", b"members", "run_number", b"run_number", "start_step", b"start_step", "start_time", b"start_time", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_rows", b"computed_rows", "end_reason", b"end_reason", "end_time", b"end_time", "last_step", b"last_step", "members", b"members", "resizable", b"resizable", "run_number", b"run_number", "start_step", b"start_step", "start_time", b"start_time", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
