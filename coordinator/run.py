@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, final
+from typing import BinaryIO, Final, final
 
 import structlog
 from filelock import FileLock, Timeout
@@ -28,12 +28,19 @@ from coordinator.logs import configure
 from coordinator.orders import Orders
 from coordinator.parent import die_with_parent
 from coordinator.preflight import MARKER, Needs
+from coordinator.replay import Replay
 from coordinator.reports import Reports
 from coordinator.spool import SpoolBroken, SpoolFull, SpoolTaken, SpoolWriter, spool_path
 from coordinator.training import Training
 from lockstep.contract.errors import LockstepError, UserError
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
+
+_KINDS: Final[dict[job.TrainingJob.Kind.ValueType, type[Training | GradientCheck | Replay]]] = {
+    job.TrainingJob.TRAINING: Training,
+    job.TrainingJob.GRADIENT_CHECK: GradientCheck,
+    job.TrainingJob.VERIFY: Replay,
+}
 
 
 def make_cluster(group: str, ray_address: str, slots: int) -> Cluster:
@@ -108,11 +115,7 @@ def carry_out(
 
 
 def _carry_out(order: agent.RunOrder, files_folder: Path, reports: Reports, orders: Orders, cluster: Cluster) -> agent.RunEnded:
-    kind = order.kind or job.TrainingJob.TRAINING
-    if kind not in (job.TrainingJob.TRAINING, job.TrainingJob.GRADIENT_CHECK):
-        name = job.TrainingJob.Kind.Name(kind)
-        return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=f"jobs of kind {name} are not built yet")
-    make = GradientCheck if kind == job.TrainingJob.GRADIENT_CHECK else Training
+    make = _KINDS[order.kind or job.TrainingJob.TRAINING]
     try:
         return make(order, files_folder, reports, orders, cluster.group).run()
     except UserError as error:

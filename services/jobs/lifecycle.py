@@ -13,6 +13,7 @@ from lockstep.internal.v1.agent_service_pb2 import RunOrder
 from lockstep.v1.training_job_pb2 import Run, StateChange, TrainingJob
 from services import limits
 from services.clock import timestamp
+from services.jobs.replays import replays_of
 from services.jobs.submission import Submission
 from services.jobs.transitions import LIVE, TERMINAL, Event, InvalidTransition, State, next_state
 from services.store import events
@@ -46,6 +47,7 @@ def job_values(job_id: str, submission: Submission, now: int) -> dict[str, Any]:
         "progress_time": now,
         "arithmetic_digest": submission.arithmetic_digest,
         "arithmetic_version": ARITHMETIC_VERSION,
+        "fingerprint": submission.fingerprint,
         "dataset_id": submission.version.dataset_id,
         "dataset_digest": submission.version.digest,
         "spec": submission.spec.SerializeToString(deterministic=True),
@@ -105,10 +107,14 @@ def cancel(connection: Connection, job_id: str, now: int) -> None:
 
 
 def delete(connection: Connection, job_id: str, now: int) -> None:
-    """Removes an ended job. Raises UserError if it has not ended."""
+    """Removes an ended job. Raises UserError if it has not ended, or is replayed."""
     job = must_find(connection, job_id)
     if State(job.state) not in TERMINAL or rows.active_run(connection, job_id) is not None:
         raise UserError.of("name", f"jobs/{job_id}", f"the job is {job.state}; cancel it first", "JOB_NOT_ENDED")
+    replaying = replays_of(connection, job_id)
+    if replaying:
+        remedy = f"jobs/{replaying[0]} replays it and reads its checkpoints; cancel that first, or wait for its end"
+        raise UserError.of("name", f"jobs/{job_id}", remedy, "JOB_IN_USE")
     rows.remove(connection, job_id, now)
 
 
