@@ -38,9 +38,7 @@ class GradientCheck:
 
     def run(self) -> agent.RunEnded:
         """Checks all tensors, or as many as is wanted and possible."""
-        ended = with_one_group(
-            self._make_group, self._check, self._reports, self._order.spec.non_finite, lambda: self._so_far
-        )
+        ended = with_one_group(self._make_group, self._check, self._reports, self._order.spec.non_finite, lambda: self._so_far)
         ended.last_step = len(self._found.tensors)
         if len(self._found.tensors) == self._tensors:  # only a whole table is a result
             ended.result.CopyFrom(job.Result(fingerprint=self._fingerprint, gradient_check=self._found))

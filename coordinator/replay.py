@@ -122,14 +122,16 @@ class Replay:
         return members
 
     def _stand(self) -> str:
-        """Stands at the checkpoint of the start, or, where it is damaged, at an earlier one; gives its folder, "" for the seed."""
+        """Stands at the checkpoint of the start, or, where it is damaged, at an earlier one; gives its folder, "" at step 0."""
         rows, self._at = self._at.computed_rows, Standing(self._order)
         self._at.computed_rows = rows
         while self._start:
             try:
                 committed = self._checkpoints.read(self._start)
             except Damaged as damaged:
-                self._reports.notice(job.Notice.WARNING, "CHECKPOINT_DAMAGED", f"{damaged}; the replay begins at an earlier step")
+                self._reports.notice(
+                    job.Notice.WARNING, "CHECKPOINT_DAMAGED", f"{damaged}; the replay begins at an earlier step"
+                )
                 self._start = self._before(self._start)
                 continue
             self._at.resume(committed.manifest)
@@ -212,7 +214,7 @@ def differs(step: job.ReplayedStep) -> bool:
 
 
 def verdict(found: job.ReplayResult) -> str:
-    """What a replay found, in a sentence: the checkpoints that are not what the job computes, with both hashes, or that all are."""
+    """What a replay found, in a sentence: checkpoints that are not what the job computes, with both hashes, or that all are."""
     begin = f"the checkpoint of step {found.start_step}" if found.start_step else "the seed"
     compared = [step for step in found.steps if step.checkpoint_weights_sha256]
     wrong = [step for step in compared if differs(step)]

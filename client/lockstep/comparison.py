@@ -55,8 +55,9 @@ class Recorded:
 class Parting:
     """Where the weights of two jobs part.
 
-    `step` is the first step whose weights differ, None where none up to `same_step` does; `weights` are both hashes after it, and
-    `same_weights` the one after the step before. `doubted` names jobs whose recorded weights are not what their replay gave, with step.
+    `step` is the first step whose weights differ, None where none up to `same_step` does; `weights` are both hashes after it,
+    and `same_weights` the one after the step before. `doubted` holds (job, step) where a job's recorded weights are not what
+    its replay gave.
     """
 
     step: int | None = None
