@@ -118,8 +118,8 @@ class Client:
     ) -> training_job_pb2.TrainingJob:
         """Submits a job of kind VERIFY, which takes steps of an ended training job again and compares its checkpoint of `step`.
 
-        Without a step it is the last checkpoint. With `hashed_steps` the weights after these are hashed, and without a step nothing
-        is compared. What was found stands in the result of the job that is returned, once it has ended: `result.replay`.
+        Without a step it is the last checkpoint. With `hashed_steps` the weights after these are hashed, and without a step
+        nothing is compared. What was found stands in the job's result, once it has ended: `result.replay`.
         """
         replay = training_job_pb2.Replay(job=job_name(name), step=step, hashed_steps=hashed_steps)
         request = training_job_service_pb2.CreateTrainingJobRequest(

@@ -43,7 +43,9 @@ class Recorded:
         """Of an ended job and all its events, whose checkpoints count even where their files are gone."""
         losses, weights = {}, {one.step: one.weights_sha256 for one in job.result.checkpoints}
         for event in events:
-            losses.update({event.points.step: point.value for point in event.points.points if point.name == "loss"})
+            for point in event.points.points:
+                if point.name == "loss":
+                    losses[event.points.step] = point.value
             if event.HasField("checkpoint"):
                 weights[event.checkpoint.step] = event.checkpoint.weights_sha256
         last = max([job.progress.step, *losses, *weights])
@@ -70,17 +72,22 @@ class Parting:
 def differences(one: training_job_pb2.TrainingJob, other: training_job_pb2.TrainingJob) -> list[Difference]:
     """What differs in what was asked, field by field, and in what computed it; first what decides the weights."""
     first, second = _fields(one), _fields(other)
-    deciding = [*DECIDING_FIELDS, *(["evaluation"] if uses_controller(one.spec) or uses_controller(other.spec) else [])]
+    deciding = [*DECIDING_FIELDS, "arithmetic_version", "fingerprint"]
+    if uses_controller(one.spec) or uses_controller(other.spec):
+        deciding.append("evaluation")
+    if one.dataset_digest != other.dataset_digest:  # else it has another name at most
+        deciding.append("dataset")
     found = []
     for name in {**first, **second}:
         mine, theirs = first.get(name), second.get(name)
         if mine != theirs:
-            decides = name in _COMPUTED or any(name == top or name.startswith((f"{top}.", f"{top}[")) for top in deciding)
-            found.append(Difference(name, *("" if value is None else str(value) for value in (mine, theirs)), decides))
+            decides = any(name == top or name.startswith((f"{top}.", f"{top}[")) for top in deciding)
+            found.append(Difference(name, _text(mine), _text(theirs), decides))
     return sorted(found, key=lambda difference: not difference.decides)
 
 
-_COMPUTED = ("dataset_digest", "arithmetic_version", "fingerprint")
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def same_function(one: training_job_pb2.TrainingJob, other: training_job_pb2.TrainingJob) -> bool:
@@ -99,7 +106,6 @@ def _fields(job: training_job_pb2.TrainingJob) -> dict[str, Any]:
     spec.pop("name", None)
     return {
         **dict(_leaves(spec, "")),
-        "dataset_digest": job.dataset_digest,
         "arithmetic_version": job.arithmetic_version,
         "fingerprint": fingerprint(job),
     }
@@ -141,11 +147,10 @@ def find_parting(one: Recorded, other: Recorded, replay: Replay) -> Parting:
     low = max(equal, default=-1)
     parting = Parting(same_step=low, same_weights=one.weights.get(low, ""))
     bound = last if apart is None else min(apart, last)
-    high, guess = bound, low + 1
-    if loss is not None and low < loss <= high:
-        # A loss is of the weights before its step: they differ from the one after the last equal loss on, mostly.
-        before = [step for step in one.losses if step < loss and step in other.losses]
-        high, guess = loss, max(low + 1, max(before, default=0) - 1)
+    high = loss if loss is not None and low < loss < bound else bound
+    # A loss is of the weights before its step: where the last equal one was taken they were the same, most likely.
+    agreed_losses = [step for step in one.losses if step in other.losses and step < (loss or last + 1) and step <= high]
+    guess = max(low + 1, max(agreed_losses, default=0) - 1)
     while low < high:
         steps = _spread(guess, high)
         mine, theirs = replay(one.name, steps), replay(other.name, steps)

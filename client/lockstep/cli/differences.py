@@ -39,8 +39,8 @@ NOT_TOLD = "decides nothing"
 def diff(target: Target, job: str, other: str, as_json: bool) -> None:
     """Say in what JOB and OTHER differ, and the step at which their weights part.
 
-    First what was asked, field by field; then their recorded losses and checkpoints; between these, both are replayed to the first
-    step whose weights differ. Both have ended. Exit code 1: their weights part, or a replay did not get so far.
+    First what was asked, field by field; then their recorded losses and checkpoints; between these, both are replayed to the
+    first step whose weights differ. Both have ended. Exit code 1: their weights part, or a replay did not get so far.
     """
     with target.connect() as client:
         one, two = _ended(client, job), _ended(client, other)
@@ -120,10 +120,8 @@ def _found(parting: Parting, one: str, two: str) -> str:
     hashes = f"{one} has {parting.weights[0]}, {two} {parting.weights[1]}"
     if parting.step == 0:
         return f"they part at step 0, their initial weights: {hashes}"
-    return (
-        f"they part at step {parting.step:,}: after step {parting.same_step:,} both have weights_sha256 {parting.same_weights}, "
-        f"after step {parting.step:,} {hashes}"
-    )
+    before = f"after step {parting.same_step:,} both have weights_sha256 {parting.same_weights}"
+    return f"they part at step {parting.step:,}: {before}, after step {parting.step:,} {hashes}"
 
 
 def _replay(client: Client, name: str, steps: Sequence[int]) -> Sequence[training_job_pb2.ReplayedStep]:
