@@ -121,14 +121,14 @@ class Client:
         Without a step it is the last checkpoint. With `hashed_steps` the weights after these are hashed, and without a step
         nothing is compared. What was found stands in the job's result, once it has ended: `result.replay`.
         """
-        replay = training_job_pb2.Replay(job=job_name(name), step=step, hashed_steps=hashed_steps)
+        replay = _checked(training_job_pb2.Replay(job=job_name(name), step=step, hashed_steps=hashed_steps))
         request = training_job_service_pb2.CreateTrainingJobRequest(
             training_job=training_job_pb2.TrainingJob(kind=training_job_pb2.TrainingJob.VERIFY, replay=replay),
             training_job_id=job_id,
             request_id=request_id or str(uuid.uuid4()),
             validate_only=validate_only,
         )
-        return self._connection.call(self._jobs.CreateTrainingJob, _checked(request))
+        return self._connection.call(self._jobs.CreateTrainingJob, request)
 
     def plan(self, job: Job) -> training_job_service_pb2.PlanTrainingJobResponse:
         """What a job would do: rows, steps, shards, memory; nothing is stored."""

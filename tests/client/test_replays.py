@@ -75,7 +75,7 @@ def test_an_unknown_job_and_a_wrong_step(lockstep: Lockstep) -> None:
     for arguments in (("verify",), ("verify", "a", "--step", "x"), ("diff", "a"), ("diff", "none", "a")):
         assert lockstep(*arguments).code == 2
     done = lockstep("verify", "a", "--step", "0")
-    assert done.code == 2 and "replay.step" in done.err
+    assert done.code == 2 and "error: step: got 0" in done.err
 
 
 def hashes(parted: float, word: str) -> Callable[[int], str]:

@@ -145,7 +145,9 @@ class TrainingJob(_message.Message):
     """The version of the arithmetic that computes it."""
     @_builtins.property
     def spec(self) -> _job_spec_pb2.JobSpec:
-        """What was asked, with its defaults filled in after Create. Of kind VERIFY it is left out: it becomes that of the replayed job."""
+        """What was asked, with its defaults filled in after Create. A job of kind VERIFY, and it alone, is asked for without one: it
+        gets that of the job that it replays.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
