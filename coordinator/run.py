@@ -36,7 +36,7 @@ from lockstep.contract.errors import LockstepError, UserError
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
 
-_KINDS: Final[dict[job.TrainingJob.Kind.ValueType, type[Training | GradientCheck | Replay]]] = {
+KINDS: Final[dict[job.TrainingJob.Kind.ValueType, type[Training | GradientCheck | Replay]]] = {
     job.TrainingJob.TRAINING: Training,
     job.TrainingJob.GRADIENT_CHECK: GradientCheck,
     job.TrainingJob.VERIFY: Replay,
@@ -115,7 +115,7 @@ def carry_out(
 
 
 def _carry_out(order: agent.RunOrder, files_folder: Path, reports: Reports, orders: Orders, cluster: Cluster) -> agent.RunEnded:
-    make = _KINDS[order.kind or job.TrainingJob.TRAINING]
+    make = KINDS[order.kind or job.TrainingJob.TRAINING]
     try:
         return make(order, files_folder, reports, orders, cluster.group).run()
     except UserError as error:

@@ -84,7 +84,8 @@ class Training:
                 with Heartbeat(group):
                     return self._train(group, start)
             except NotFitting as waiting:
-                self._reports.recovering("NODE_FINGERPRINT_DIFFERS", str(waiting))
+                text = f"{waiting}; it goes on as soon as they are there"
+                self._reports.recovering("NODE_FINGERPRINT_DIFFERS", text)
             except Interrupted:
                 return self._cancelled()
             except GroupStartFailed as failed:
