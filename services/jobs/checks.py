@@ -73,8 +73,15 @@ class BatchShards:
         shards = f"{self.filled} shard{'' if self.filled == 1 else 's'}"
         if self.filled == self.shards:
             return f"a mini-batch has {shards}"
-        least = f"batch_norm leaves a shard at least {BATCH_STATISTICS_ROWS} of the {self.rows} rows of a mini-batch"
+        least = f"batch_norm wants {BATCH_STATISTICS_ROWS} rows in each shard of a mini-batch of {self.rows}"
         return f"{least}, enough for {shards}"
+
+
+def learns(model: Architecture) -> Iterator[Violation]:
+    """A job needs something to learn."""
+    if not any(layer.parameter_count for layer in layer_shapes(model)):
+        kinds = ", ".join(record.kind for record in model.layers[:5])
+        yield Violation("model.layers", kinds, "no layer learns anything; add one that does, such as dense", "NOTHING_LEARNED")
 
 
 def batch_statistics(spec: JobSpec, model: Architecture, training_rows: int) -> Iterator[Violation]:

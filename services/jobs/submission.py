@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from lockstep.contract.arithmetic import ARITHMETIC_VERSION, validation_count
-from lockstep.contract.digests import arithmetic_digest, uses_controller
+from lockstep.contract.digests import arithmetic_digest
 from lockstep.contract.errors import UserError, Violation
 from lockstep.contract.rules import check
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
@@ -16,6 +16,7 @@ from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.training_job_pb2 import Plan, TrainingJob
 from services import limits
 from services.jobs import checks, resolve
+from services.jobs.notes import notes
 from services.jobs.plan import make_plan, of_gradient_check
 
 
@@ -78,6 +79,8 @@ def prepare(
         training_rows = version.schema.rows - validation_count(version.schema.rows, spec.validation_fraction)
     shards = checks.BatchShards.of(spec, model, training_rows)
     wrong += checks.workers(spec, shards)
+    if model is not None and not wrong:
+        wrong += checks.learns(model)
     if model is not None and version is not None and training_rows is not None and not wrong:
         wrong += checks.batch_statistics(spec, model, training_rows)
         wrong += checks.indices(spec, model, version.schema)
@@ -100,7 +103,7 @@ def prepare(
         plan=plan,
         version=version,
         arithmetic_digest=arithmetic_digest(spec, version.digest, ARITHMETIC_VERSION),
-        warnings=warnings + _short_batches(spec, plan) + _idle_plateau(spec, plan),
+        warnings=warnings + notes(spec, plan, model),
     )
 
 
@@ -115,29 +118,6 @@ def unknown_dataset(name: str, known: Sequence[str]) -> Violation:
         guess = f"did you mean {names}? " if likely else ""
         remedy = f"there is no such dataset; {guess}`lockstep dataset push` registers one"
     return Violation("dataset", name, remedy, "UNKNOWN_DATASET")
-
-
-def _short_batches(spec: JobSpec, plan: Plan) -> list[str]:
-    batch, rows = spec.training.batch_size, plan.training_rows
-    if batch <= rows:
-        return []
-    return [f"training.batch_size is {batch:,}, but {rows:,} rows train: each epoch is one short batch of {rows:,} rows"]
-
-
-def _idle_plateau(spec: JobSpec, plan: Plan) -> list[str]:
-    """A sentence if too few evaluations come before the last step for reduce-on-plateau ever to act."""
-    if not uses_controller(spec):
-        return []
-    schedule, every, last = spec.optimizer.schedule, spec.evaluation.every_steps, plan.total_steps - 1
-    warming = min(schedule.warmup_steps, last) // every
-    # Those of the warm-up are not counted, nor is the very first, which only sets the lowest loss.
-    counted = max(0, last // every - max(1, warming))
-    if counted >= schedule.plateau.patience:
-        return []
-    return [
-        f"optimizer.schedule.plateau will not act: its patience is {schedule.plateau.patience}, and {counted} evaluations "
-        "count before the last step; lower patience or evaluation.every_steps, or train longer"
-    ]
 
 
 def _first_per_place(wrong: Sequence[Violation]) -> list[Violation]:

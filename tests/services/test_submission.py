@@ -75,7 +75,7 @@ def test_batch_normalization_fills_fewer_shards_and_bounds_the_workers() -> None
     job = prepare(batch_normalized(training=training, workers={"min": 1, "max": 4}), VERSION)
     assert (job.plan.shards, job.plan.filled_shards, job.spec.workers.max) == (4, 2, 2)
     assert job.warnings == [
-        "workers.max is 2, not 4: batch_norm leaves a shard at least 8 of the 20 rows of a mini-batch, enough for 2 shards, "
+        "workers.max is 2, not 4: batch_norm wants 8 rows in each shard of a mini-batch of 20, enough for 2 shards, "
         "and a worker holds at least one"
     ]
     wrong = refused(batch_normalized(training=training, workers={"min": 3, "max": 4}))
@@ -183,7 +183,7 @@ def test_shapes_that_do_not_meet() -> None:
 def test_outputs_of_numbers_must_be_as_many() -> None:
     numbers = Version("prices", DIGEST, DatasetSchema(rows=100, input_shape=[64], numbers=NumberTarget(width=1)))
     wrong = refused(spec(loss={"mean_squared_error": {}}), numbers)
-    assert "exactly 1 outputs" in wrong["model.layers[2].dense.units"]
+    assert "exactly 1 output" in wrong["model.layers[2].dense.units"]
 
 
 def test_labels_at_positions_need_outputs_at_them_and_a_label_to_ignore() -> None:
@@ -235,3 +235,36 @@ def test_an_embedding_takes_the_datasets_indices() -> None:
     prepare(job, Version("texts", DIGEST, schema))
     standardized = spec(model={"layers": layers}, preprocessing={"standardize": {}})
     assert list(refused(standardized, Version("texts", DIGEST, schema))) == ["preprocessing.standardize"]
+
+
+def test_a_model_that_learns_nothing_is_refused() -> None:
+    wrong = refused(spec(model={"layers": [{"relu": {}}, {"flatten": {}}]}))
+    assert wrong["model.layers"].endswith("got relu, flatten; no layer learns anything; add one that does, such as dense")
+
+
+def test_an_embedding_behind_another_layer_is_refused() -> None:
+    texts = Version("texts", DIGEST, DatasetSchema(rows=100, input_shape=[12], classes=ClassTarget(count=10), largest_index=9))
+    end = [{"global_pool": {}}, {"dense": {"units": 10}}]
+    embedding = {"embedding": {"vocabulary": 10, "width": 4}}
+    before: dict[str, Any]
+    for before in ({"dense": {"units": 12}}, {"dropout": {"rate": 0.1}}, {"residual": {"layers": [{"gelu": {}}]}}):
+        (kind,) = before
+        wrong = refused(spec(model={"layers": [before, embedding, *end]}), texts)
+        assert f"model.layers[0].{kind}" in wrong["model.layers[1].embedding"]
+        assert wrong["model.layers[1].embedding"].endswith("makes something else; put it first")
+    prepare(spec(model={"layers": [{"reshape": {"shape": [12]}}, embedding, *end]}), texts)
+
+
+def test_layers_behind_a_wrong_one_are_not_judged() -> None:
+    layers = [{"reshape": {"shape": [7, 9]}}, {"conv2d": {"filters": 3, "kernel": {"height": 3, "width": 3}}}, {"flatten": {}}]
+    assert list(refused(spec(model={"layers": [*layers, {"dense": {"units": 10}}]}))) == ["model.layers[0].reshape"]
+
+
+def test_what_is_seldom_meant_is_said() -> None:
+    layers = [{"dense": {"units": 10}}, {"softmax": {}}]
+    schedule = {"constant": {}, "warmup_steps": 5000}
+    job = prepare(spec(model={"layers": layers}, optimizer={"sgd": {"learning_rate": 0.1}, "schedule": schedule}), VERSION)
+    assert job.warnings == [
+        "optimizer.schedule.warmup_steps is 5,000, and the job has 240 steps: the learning rate never reaches its full size",
+        "model.layers[1].softmax: softmax_cross_entropy applies it by itself, to outputs without it; leave the layer out",
+    ]

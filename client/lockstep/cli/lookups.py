@@ -129,7 +129,7 @@ def _run(run: training_job_pb2.Run) -> tuple[str, ...]:
 
 
 def _checkpoint(checkpoint: training_job_pb2.Checkpoint) -> tuple[str, ...]:
-    best = "best" if checkpoint.best else ""
+    best = "best of these" if checkpoint.best else ""
     return f"step {checkpoint.step:,}", size(checkpoint.size_bytes), checkpoint.weights_sha256[:12], best
 
 

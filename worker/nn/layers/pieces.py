@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Half a dozen arrays of a piece, what is made of it and factors spread out to it, lie in the second-level cache together.
-PIECE_FLOATS = 1 << 14
+PIECE_FLOATS = 1 << 15
 
 
 def cuts(length: int, size: int) -> list[slice]:

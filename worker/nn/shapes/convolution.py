@@ -119,7 +119,8 @@ def _fits(record: Any, shape: Shape, refusals: Refusals) -> bool:
             reach = (along.taps - 1) * along.dilation + 1
             where = name if isinstance(record, Conv1dRecord) else f"{name}.{side}"
             what = "length" if isinstance(record, Conv1dRecord) else side
-            remedy = f"with its dilation it spans {reach}, more than the padded {what} of an input of {along.size}"
+            spans = f"with its dilation it spans {reach}, " if along.dilation > 1 else "it is "
+            remedy = f"{spans}more than the padded {what} of an input of {along.size}"
             refusals.field(where, along.taps, f"{remedy}; make it smaller or the padding larger", "SHAPES_DO_NOT_MEET")
             fit = False
     return fit

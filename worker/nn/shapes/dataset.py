@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 from lockstep.contract.errors import UserError, Violation
 from worker.nn.shapes.network import layer_shapes
 from worker.nn.shapes.shape import LayerShapes, Shape
-from worker.specs import Architecture, DenseRecord, LossRecord, SoftmaxCrossEntropyRecord
+from worker.specs import Architecture, DenseRecord, GruRecord, LossRecord, LstmRecord, SoftmaxCrossEntropyRecord
 
 # Losses of the difference to numbers.
 _OF_NUMBERS = ("mean_squared_error", "mean_absolute_error", "huber")
@@ -56,7 +57,7 @@ def check_against_dataset(
     wrong = _kind_of_target(loss, target, output)
     if wrong is not None:
         return [wrong]
-    wrong = _axes(layers[-1], target)
+    wrong = _axes(layers, target)
     if wrong is not None:
         return [wrong]
     found = [
@@ -71,9 +72,9 @@ def _kind_of_target(loss: LossRecord, target: _Target, output: Shape) -> Violati
     """Classes for losses of classes, numbers for losses of numbers."""
     remedy = ""
     if loss.kind == "softmax_cross_entropy" and target.classes is None:
-        remedy = "the dataset's target are numbers, not classes; use `mean_squared_error: {}`"
+        remedy = "the dataset's targets are numbers, not classes; use `mean_squared_error: {}`"
     elif loss.kind in _OF_NUMBERS and target.classes is not None:
-        remedy = "the dataset's target are classes, not numbers; use `softmax_cross_entropy: {}`"
+        remedy = "the dataset's targets are classes, not numbers; use `softmax_cross_entropy: {}`"
     elif loss.kind == "binary_cross_entropy":
         if target.classes is not None and (target.classes > 2 or target.positions is not None):
             remedy = "it takes one label per row, 0 or 1; use `softmax_cross_entropy: {}`"
@@ -84,11 +85,13 @@ def _kind_of_target(loss: LossRecord, target: _Target, output: Shape) -> Violati
     return Violation(f"loss.{loss.kind}", target.text, remedy, "LOSS_DOES_NOT_FIT") if remedy else None
 
 
-def _axes(last: LayerShapes, target: _Target) -> Violation | None:
+def _axes(layers: Sequence[LayerShapes], target: _Target) -> Violation | None:
     """One axis of outputs, behind one of positions where the target has them."""
-    output, place = last.output_shape, f"model.{last.place}"
+    output, place = layers[-1].output_shape, f"model.{layers[-1].place}"
     if target.positions is None and len(output) != 1:
-        remedy = f"the last layer must give one axis; put `flatten: {{}}` and a dense layer behind {last.place}"
+        remedy = "the last layer must give one axis; put `global_pool: {}` or `flatten: {}` before the last dense layer"
+        if any(isinstance(layer.record, LstmRecord | GruRecord) for layer in layers):
+            remedy += ", or leave `sequence` out of the last lstm or gru"
         return Violation(place, f"an output of shape {output}", remedy, "SHAPES_DO_NOT_MEET")
     if target.positions is not None and (len(output) != 2 or output[0] != target.positions):
         remedy = (
@@ -103,7 +106,8 @@ def _number_of_outputs(loss: LossRecord, target: _Target, outputs: int, place: s
     if target.classes is None:
         if outputs == target.width:
             return None
-        remedy = f"the dataset has {target.width} numbers per row; the last layer must give exactly {target.width} outputs"
+        count = f"{target.width} output{'' if target.width == 1 else 's'}"
+        remedy = f"the dataset has {target.text}; the last layer must give exactly {count}"
         return Violation(place, str(outputs), remedy, "WRONG_NUMBER_OF_OUTPUTS")
     if loss.kind == "binary_cross_entropy":
         if outputs == 1:

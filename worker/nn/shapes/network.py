@@ -10,7 +10,16 @@ from lockstep.contract.errors import UserError, Violation
 from worker.limits import MAX_ACTIVATION, MAX_PARAMETERS
 from worker.nn.shapes import activations, convolution, dense, normalization, recurrent, sequence
 from worker.nn.shapes.shape import LayerShapes, Refusals, Rule, Shape
-from worker.specs import Architecture, AttentionRecord, LayerRecord, ParallelRecord, ResidualRecord
+from worker.specs import (
+    Architecture,
+    AttentionRecord,
+    EmbeddingRecord,
+    FlattenRecord,
+    LayerRecord,
+    ParallelRecord,
+    ReshapeRecord,
+    ResidualRecord,
+)
 
 RULES: dict[type[Any], Rule] = {
     **dense.RULES,
@@ -45,17 +54,25 @@ class _Walk:
     def __init__(self, input_shape: Shape) -> None:
         self.wrong: list[Violation] = []
         self._input = input_shape
+        # The layer that first made something else of the network's input on the way to here; empty as long as none has.
+        self._changed_by = ""
         self._number = 0
         self._learned = 0
 
     def chain(
         self, records: Sequence[LayerRecord], shape: Shape, name: str, place: str
     ) -> tuple[tuple[LayerShapes, ...], Shape]:
-        layers = []
+        layers: list[LayerShapes] = []
         for index, record in enumerate(records):
+            before = len(self.wrong)
             layer = self._layer(record, shape, f"{name}{index}.{record.kind}", f"{place}[{index}].{record.kind}")
+            if not isinstance(record, FlattenRecord | ReshapeRecord):
+                self._changed_by = self._changed_by or f"model.{layer.place}"
             layers.append(layer)
             shape = layer.output_shape
+            if len(self.wrong) > before:
+                # What comes out of it is not known: whatever would be said of the layers behind it might not be true.
+                break
         return tuple(layers), shape
 
     def _layer(self, record: LayerRecord, shape: Shape, name: str, place: str) -> LayerShapes:
@@ -66,6 +83,9 @@ class _Walk:
             return self._parallel(record, shape, name, place, number)
         refusals = Refusals(f"model.{place}", self.wrong)
         outcome = RULES[type(record)](record, shape, refusals)
+        if isinstance(record, EmbeddingRecord) and self._changed_by:
+            remedy = f"it takes the indices of the network's input, of which {self._changed_by} before it makes something else"
+            self.wrong.append(Violation(f"model.{place}", "", f"{remedy}; put it first", "INPUTS_ARE_NOT_INDICES"))
         if isinstance(record, AttentionRecord) and record.padding_index is not None and self._input != shape[:1]:
             remedy = (
                 f"padding is looked for in the network's input; it has rows of shape {self._input}, and not an index for each "
@@ -76,23 +96,34 @@ class _Walk:
         self._count(layer)
         return layer
 
+    def _branch(
+        self, records: Sequence[LayerRecord], shape: Shape, name: str, place: str
+    ) -> tuple[tuple[LayerShapes, ...], Shape]:
+        """A path beside others, which all begin with what comes to here."""
+        changed_by = self._changed_by
+        found = self.chain(records, shape, name, place)
+        self._changed_by = changed_by
+        return found
+
     def _residual(self, record: ResidualRecord, shape: Shape, name: str, place: str, number: int) -> LayerShapes:
-        path, output = self.chain(record.layers, shape, f"{name}.layers.", f"{place}.layers")
-        shortcut, other = self.chain(record.shortcut, shape, f"{name}.shortcut.", f"{place}.shortcut")
-        if output != other:
+        before = len(self.wrong)
+        path, output = self._branch(record.layers, shape, f"{name}.layers.", f"{place}.layers")
+        shortcut, other = self._branch(record.shortcut, shape, f"{name}.shortcut.", f"{place}.shortcut")
+        if output != other and len(self.wrong) == before:
             way = "the short cut" if record.shortcut else "the input, which is added to it,"
             remedy = f"{way} has shape {other}; both must be one shape"
             self.wrong.append(Violation(f"model.{place}.layers", f"an output of shape {output}", remedy, "SHAPES_DO_NOT_MEET"))
         return LayerShapes(record, name, place, number, shape, output, {}, (path, shortcut))
 
     def _parallel(self, record: ParallelRecord, shape: Shape, name: str, place: str, number: int) -> LayerShapes:
+        before = len(self.wrong)
         branches, outputs = [], []
         for index, records in enumerate(record.branches):
-            branch, output = self.chain(records, shape, f"{name}.branches.{index}.", f"{place}.branches[{index}].layers")
+            branch, output = self._branch(records, shape, f"{name}.branches.{index}.", f"{place}.branches[{index}].layers")
             branches.append(branch)
             outputs.append(output)
         fixed = 0 if record.join == "add" else 1
-        for index, output in enumerate(outputs):
+        for index, output in enumerate(outputs if len(self.wrong) == before else ()):
             if len(output) != len(outputs[0]) or output[: len(output) - fixed] != outputs[0][: len(outputs[0]) - fixed]:
                 apart = "" if record.join == "add" else " but for the last axis"
                 remedy = f"it must be {outputs[0]}, the first branch's{apart}"
