@@ -115,7 +115,7 @@ class Crew:
             self._group.keep(few.fitting)
             self._put_off_hiring()
             self._refused = True
-            self._reports.recovering("NODE_FINGERPRINT_DIFFERS", str(few))
+            self._reports.recovering("NODE_FINGERPRINT_DIFFERS", f"{few}; it goes on as soon as they are there")
             return None
         self._refused = False
         for sentence in refused:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, final
@@ -105,6 +105,30 @@ class Client:
             validate_only=validate_only,
         )
         return self._located(file, lambda: self._connection.call(self._jobs.CreateTrainingJob, _checked(request)))
+
+    def verify(
+        self,
+        name: str,
+        *,
+        step: int | None = None,
+        hashed_steps: Iterable[int] = (),
+        job_id: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+    ) -> training_job_pb2.TrainingJob:
+        """Submits a job of kind VERIFY, which takes steps of an ended training job again and compares its checkpoint of `step`.
+
+        Without a step it is the last checkpoint. With `hashed_steps` the weights after these are hashed, and without a step
+        nothing is compared. What was found stands in the job's result, once it has ended: `result.replay`.
+        """
+        replay = _checked(training_job_pb2.Replay(job=job_name(name), step=step, hashed_steps=hashed_steps))
+        request = training_job_service_pb2.CreateTrainingJobRequest(
+            training_job=training_job_pb2.TrainingJob(kind=training_job_pb2.TrainingJob.VERIFY, replay=replay),
+            training_job_id=job_id,
+            request_id=request_id or str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        return self._connection.call(self._jobs.CreateTrainingJob, request)
 
     def plan(self, job: Job) -> training_job_service_pb2.PlanTrainingJobResponse:
         """What a job would do: rows, steps, shards, memory; nothing is stored."""

@@ -34,6 +34,8 @@ def job_message(connection: Connection, job: Row[Any], detail: str = "") -> Trai
     )
     message.spec.ParseFromString(job.spec)
     message.plan.ParseFromString(job.plan)
+    if message.plan.HasField("replay"):
+        message.replay.CopyFrom(message.plan.replay)
     if job.start_time is not None:
         message.start_time.CopyFrom(timestamp(job.start_time))
     if job.end_time is not None:
@@ -60,7 +62,7 @@ def etag(job: Row[Any]) -> str:
 def result_of(job: Row[Any], checkpoints: list[Checkpoint]) -> Result | None:
     """What the job gave: its run's word, or what its last checkpoint says; None without either."""
     said = None if job.result is None else Result.FromString(job.result)
-    if said is not None and said.HasField("gradient_check"):
+    if said is not None and (said.HasField("gradient_check") or said.HasField("replay")):
         return said
     if not checkpoints:
         return None
@@ -77,9 +79,11 @@ def result_of(job: Row[Any], checkpoints: list[Checkpoint]) -> Result | None:
 
 def draft_message(job_id: str, submission: Submission) -> TrainingJob:
     """The job as it would be, for a request that only checks."""
+    replay = submission.plan.replay if submission.plan.HasField("replay") else None
     return TrainingJob(
         name=f"jobs/{job_id}",
         kind=submission.kind,
+        replay=replay,
         spec=submission.spec,
         plan=submission.plan,
         arithmetic_digest=submission.arithmetic_digest,

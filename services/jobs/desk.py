@@ -20,6 +20,7 @@ from services.clock import Clock, timestamp
 from services.jobs import filters, lifecycle, scaling
 from services.jobs.answers import draft_message, etag, job_message
 from services.jobs.names import dataset_version, job_id, new_job_id
+from services.jobs.replays import prepare_replay, still_replayable
 from services.jobs.submission import Submission, Version, kind_of, prepare
 from services.jobs.transitions import TERMINAL, State
 from services.runs.dispatch import Dispatcher
@@ -64,6 +65,7 @@ class JobDesk:
             if earlier:  # the same request came twice at once
                 return self._message(connection, lifecycle.must_find(connection, job_id(earlier)))
             still_there(connection, submission.version)
+            still_replayable(connection, submission)
             identity = request.training_job_id or _free_id(connection, submission.spec.name)
             lifecycle.create(connection, identity, submission, now)
             request_rows.record(connection, METHOD, request_id, digest, f"jobs/{identity}", now)
@@ -85,8 +87,10 @@ class JobDesk:
         )
 
     async def prepare(self, job: TrainingJob) -> Submission:
-        """Checks and fills in a job against the datasets that are there."""
+        """Checks and fills in a job against the datasets and jobs that are there."""
         kind = kind_of(job)
+        if kind == TrainingJob.VERIFY:
+            return await self._store.run(lambda connection: prepare_replay(connection, job))
         version, known = await self._store.run(lambda connection: find_version(connection, job.spec))
         return prepare(job.spec, version, known, kind)
 

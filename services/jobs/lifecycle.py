@@ -16,6 +16,7 @@ from lockstep.v1.training_job_pb2 import Notice, Plan, Run, StateChange, Trainin
 from services import limits
 from services.clock import timestamp
 from services.jobs import scaling
+from services.jobs.replays import replays_of
 from services.jobs.submission import Submission
 from services.jobs.transitions import LIVE, TERMINAL, Event, InvalidTransition, State, next_state
 from services.store import datasets as dataset_rows
@@ -50,6 +51,7 @@ def job_values(job_id: str, submission: Submission, now: int) -> dict[str, Any]:
         "progress_time": now,
         "arithmetic_digest": submission.arithmetic_digest,
         "arithmetic_version": ARITHMETIC_VERSION,
+        "fingerprint": submission.fingerprint,
         "dataset_id": submission.version.dataset_id,
         "dataset_digest": submission.version.digest,
         "spec": submission.spec.SerializeToString(deterministic=True),
@@ -140,6 +142,8 @@ def resume(connection: Connection, job_id: str, now: int, workers: Workers | Non
     if job.state == State.PAUSING:
         remedy = "it is still pausing; it can be resumed as soon as it is PAUSED, and nothing was changed"
         raise UserError.of("name", f"jobs/{job_id}", remedy, "WRONG_STATE")
+    if job.state == State.PAUSED:
+        _refuse_if_replayed(connection, job_id)
     asked(connection, job, Event.RESUME, now, f"resumed; {goes_on_from(connection, job)}")
     # Whoever resumes a job has looked at why it failed.
     rows.change(connection, job_id, failure_cause="", failure_count=0)
@@ -152,7 +156,8 @@ def scale(connection: Connection, job_id: str, workers: Workers, now: int) -> No
     job = must_find(connection, job_id)
     asked(connection, job, Event.SCALE, now, job.detail)
     if job.kind != TrainingJob.TRAINING:
-        raise UserError.of("workers", "", "a gradient check runs on one worker, always", "WORKERS_OUT_OF_RANGE")
+        remedy = "only a training job can be scaled; a gradient check runs on one worker, a replay as its training did"
+        raise UserError.of("workers", "", remedy, "WORKERS_OUT_OF_RANGE")
     spec, plan = JobSpec.FromString(job.spec), Plan.FromString(job.plan)
     schema = DatasetSchema.FromString(dataset_rows.schema_of(connection, job.dataset_digest))
     before = (spec.workers.min, spec.workers.max)
@@ -179,11 +184,20 @@ def goes_on_from(connection: Connection, job: Row[Any]) -> str:
 
 
 def delete(connection: Connection, job_id: str, now: int) -> None:
-    """Removes an ended job. Raises UserError if it has not ended."""
+    """Removes an ended job. Raises UserError if it has not ended, or is replayed."""
     job = must_find(connection, job_id)
     if State(job.state) not in TERMINAL or rows.active_run(connection, job_id) is not None:
         raise UserError.of("name", f"jobs/{job_id}", f"the job is {job.state}; cancel it first", "JOB_NOT_ENDED")
+    _refuse_if_replayed(connection, job_id)
     rows.remove(connection, job_id, now)
+
+
+def _refuse_if_replayed(connection: Connection, job_id: str) -> None:
+    """A replay reads the job's checkpoints: they have to stay, and no others may come. Raises UserError."""
+    replaying = replays_of(connection, job_id)
+    if replaying:
+        remedy = f"jobs/{replaying[0]} replays it and reads its checkpoints; cancel that first, or wait for its end"
+        raise UserError.of("name", f"jobs/{job_id}", remedy, "JOB_IN_USE")
 
 
 def asked(connection: Connection, job: Row[Any], event: Event, now: int, detail: str) -> State:

@@ -76,6 +76,11 @@ def live(connection: Connection) -> list[Row[Any]]:
     return list(connection.execute(select(jobs).where(jobs.c.state.in_(LIVE)).order_by(jobs.c.queue_position)))
 
 
+def live_of_kind(connection: Connection, kind: int) -> list[Row[Any]]:
+    """Jobs of a kind that have not ended."""
+    return list(connection.execute(select(jobs).where(jobs.c.state.in_(LIVE), jobs.c.kind == kind)))
+
+
 def page(
     connection: Connection, condition: ColumnElement[bool] | None, descending: bool, after: tuple[int, str] | None, size: int
 ) -> list[Row[Any]]:

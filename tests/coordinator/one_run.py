@@ -9,6 +9,7 @@ from pathlib import Path
 from coordinator.gradient_check import GradientCheckRun
 from coordinator.group.group import WorkerGroup
 from coordinator.group.local import LocalGroup
+from coordinator.replay import Replay
 from coordinator.reports import Reports
 from coordinator.spool import SpoolWriter, read_events, spool_path
 from coordinator.training import Training
@@ -66,7 +67,8 @@ def run_once(
         if order.kind == job.TrainingJob.GRADIENT_CHECK:
             ended = GradientCheckRun(order, files_folder, Reports(spool), wanted, make_group).run()
         else:
-            ended = Training(order, files_folder, Reports(spool), wanted, make_group, clock).run()
+            kind = Replay if order.kind == job.TrainingJob.VERIFY else Training
+            ended = kind(order, files_folder, Reports(spool), wanted, make_group, clock).run()
     finally:
         spool.close()
     return ended, [event for event, _ in read_events(path)]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from lockstep.cli.conventions import INTERRUPTED, NOT_SUCCEEDED, NUMBER, Command, Seconds, Target, as_json
-from lockstep.cli.gradient_table import gradient_table
 from lockstep.cli.job_lines import WAIT_STATES, State, result_words, state_line
 from lockstep.cli.output import json_line, result, talk
+from lockstep.cli.result_tables import gradient_table, replay_table
 from lockstep.contract.errors import UserError
 from lockstep.names import job_name, short
 from lockstep.v1 import training_job_pb2
@@ -74,6 +74,8 @@ def _farewell(job: training_job_pb2.TrainingJob) -> None:
         result(words)
     if job.result.HasField("gradient_check"):
         gradient_table(job.result.gradient_check)
+    if job.result.HasField("replay"):
+        replay_table(job.result.replay)
     if job.HasField("result") and job.result.checkpoints:
         talk(f"take the model home with: lockstep model pull {short(job.name)}")
 
