@@ -45,6 +45,7 @@ class Child:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self.intent = agent.RunWish.INTENT_UNSPECIFIED
+        self.workers = 0
         self.told_at = 0.0
         self.ended_at: float | None = None  # when the end of its run was acknowledged
 
@@ -61,8 +62,9 @@ class Child:
     def tell(self, wish: agent.RunWish) -> None:
         """Says what is wanted; the first time that is its order."""
         assert self._process.stdin is not None
-        self.intent = wish.intent
-        self.told_at = asyncio.get_running_loop().time()
+        if wish.intent != self.intent:
+            self.told_at = asyncio.get_running_loop().time()
+        self.intent, self.workers = wish.intent, wish.order.workers
         if not self._process.stdin.is_closing():
             self._process.stdin.write(framing.pack(wish.SerializeToString()))
 

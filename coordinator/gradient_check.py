@@ -13,7 +13,7 @@ from coordinator.group.heartbeat import Heartbeat
 from coordinator.members import Members
 from coordinator.recovery import GroupFailed, decide
 from coordinator.reports import Reports
-from coordinator.training import Wanted
+from coordinator.wanted import Wanted
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
 from worker.nn.gradient_check import FLOAT32_TOLERANCE, TOLERANCE
@@ -80,7 +80,8 @@ class GradientCheckRun:
         group.start(1, limits.GROUP_START_S, self._wanted.cancelled)
         members = Members(group, self._order, self._files_folder, 1, self._wanted.cancelled)
         members.join("", 1)
-        members.prepare(0, "")
+        members.prepare()
+        members.restore(0, "")
         for sentence in members.short_of_memory():
             self._reports.notice(job.Notice.WARNING, "MEMORY_SHORT", sentence)
         self._fingerprint = members.fingerprint

@@ -13,7 +13,15 @@ from lockstep.internal.v1 import worker_pb2
 
 @final
 class NotFitting(Exception):
-    """Too few workers have the job's arithmetic. The text says which differ and in what."""
+    """Too few workers have the job's arithmetic: the `fitting` ranks alone. The text says which differ and in what."""
+
+    def __init__(self, text: str, fitting: Sequence[int]) -> None:
+        self.text = text
+        self.fitting = list(fitting)
+        super().__init__(text, fitting)
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @final
@@ -41,7 +49,8 @@ def admit(joined: Sequence[worker_pb2.JoinReply], required: str, minimum: int) -
         raise NotFitting(
             f"{len(fitting)} of {len(joined)} workers have the job's arithmetic and at least {max(1, minimum)} are needed: "
             + "; ".join(refused)
-            + ". Give the job nodes like those it began on; it goes on as soon as they are there"
+            + ". Give the job nodes like those it began on; it goes on as soon as they are there",
+            fitting,
         )
     order = by_node([joined[rank].node_id for rank in fitting])
     return Admitted([fitting[place] for place in order], fingerprint, refused)

@@ -12,6 +12,11 @@ from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
 
 
+def workers(count: int) -> str:
+    """So many workers, for people."""
+    return "1 worker" if count == 1 else f"{count} workers"
+
+
 @final
 class Reports:
     """The voice of one run. Progress is said at most about once a second, all else at once."""
@@ -27,13 +32,16 @@ class Reports:
         self._recovering = ""
 
     def started(self, members: Sequence[job.WorkerInfo], start_step: int, fingerprint: str) -> None:
-        """Workers joined and steps begin."""
+        """Workers joined and steps begin, or go on."""
+        self._say_progress()
+        self._recovering = ""
         self._append(agent.RunEvent(started=agent.RunStarted(members=members, start_step=start_step, fingerprint=fingerprint)))
         self._on_started()
 
     def recovering(self, word: str, reason: str) -> None:
         """The run waits for what the reason says, under a word for programs; said once while the reason stays the same."""
         if reason != self._recovering:
+            self._say_progress()
             self._recovering = reason
             self.notice(job.Notice.WARNING, word, reason)
             self._append(agent.RunEvent(recovering=agent.RunRecovering(reason=reason[: limits.REASON_CHARACTERS])))

@@ -23,6 +23,8 @@ from lockstep.internal.v1.worker_pb2 import (
     PeersRequest,
     PrepareReply,
     PrepareRequest,
+    ReceiveReply,
+    ReceiveRequest,
     RestoreRequest,
     SnapshotReply,
     SnapshotRequest,
@@ -51,6 +53,7 @@ class ShardWorker:
             "join": ("join", self._join),
             "prepare": ("prepare", self._prepare),
             "connect": ("done", self._connect),
+            "receive": ("receive", self._receive),
             "restore": ("done", self._restore),
             "stretch": ("stretch", self._stretch),
             "evaluate": ("evaluate", self._evaluate),
@@ -108,8 +111,14 @@ class ShardWorker:
         self._prepared().connect(request.peers)
         return Done()
 
+    def _receive(self, request: ReceiveRequest) -> ReceiveReply:
+        return self._prepared().receive(request.step)
+
     def _restore(self, request: RestoreRequest) -> Done:
-        self._prepared().restore(request.step, request.checkpoint_folder)
+        if request.received:
+            self._prepared().restore_received(request.step)
+        else:
+            self._prepared().restore(request.step, request.checkpoint_folder)
         return Done()
 
     def _stretch(self, request: StretchRequest) -> StretchReply:

@@ -101,8 +101,8 @@ def test_each_row_of_an_epoch_is_applied_once(training_rows: int, batch_size: in
 
 def test_workers_of_a_node_are_neighbours_and_never_more_than_shards() -> None:
     assert by_node(["b", "a", "b", "c", "a"]) == [0, 2, 1, 4, 3]
-    assert workers_used(agent.RunOrder(workers=8, plan=job.Plan(shards=4))) == 4
-    assert workers_used(agent.RunOrder(workers=2, plan=job.Plan(shards=4))) == 2
+    assert workers_used(job.Plan(shards=4), 8) == 4
+    assert workers_used(job.Plan(shards=4), 2) == 2
 
 
 @given(st.integers(1, 40), st.lists(st.floats(-1e6, 1e6), min_size=40, max_size=40))
@@ -165,10 +165,10 @@ LOSS = WorkerLoss(3, "node-b", 77, Cause.OUT_OF_MEMORY, "was killed by the kerne
 
 def test_a_lost_worker_comes_before_the_peers_that_miss_it() -> None:
     peer = worker_pb2.Failure(kind=worker_pb2.Failure.PEER, text="worker 3 did not reach step 812")
-    end = decide(GroupFailed(811, "taking steps 812 to 900", [LOSS], [peer]), job_spec_pb2.FAIL)
+    end = decide(GroupFailed(811, "taking steps 812 to 900", [LOSS], {0: peer}), job_spec_pb2.FAIL)
     assert end.outcome == agent.RunEnded.LOST
     assert "worker 3" in end.reason and "memory" in end.reason and "811" in end.reason and "812" in end.reason
-    alone = decide(GroupFailed(811, "taking steps 812 to 900", [], [peer]), job_spec_pb2.FAIL)
+    alone = decide(GroupFailed(811, "taking steps 812 to 900", [], {0: peer}), job_spec_pb2.FAIL)
     assert alone.cause == agent.RunEnded.OUTSIDE and "did not reach step 812" in alone.reason
 
 
@@ -188,7 +188,7 @@ def test_a_cause_comes_before_its_consequences(
         worker_pb2.Failure(kind=worker_pb2.Failure.PEER, text="consequence"),
         worker_pb2.Failure(kind=kind, text="the cause"),
     ]
-    end = decide(GroupFailed(1, "evaluating", [], failures), job_spec_pb2.FAIL)
+    end = decide(GroupFailed(1, "evaluating", [], dict(enumerate(failures))), job_spec_pb2.FAIL)
     assert end.outcome == outcome and end.reason.startswith("the cause")
 
 
@@ -205,10 +205,10 @@ def test_a_cause_comes_before_its_consequences(
 )
 def test_a_loss_from_outside_is_no_cause_of_its_own_whatever_its_sentence(causes: list[Cause], own: bool) -> None:
     losses = [WorkerLoss(rank, "node-b", 77, cause, "agent head node gone") for rank, cause in enumerate(causes)]
-    end = decide(GroupFailed(811, "taking steps", losses, []), job_spec_pb2.FAIL)
+    end = decide(GroupFailed(811, "taking steps", losses, {}), job_spec_pb2.FAIL)
     assert end.cause == (agent.RunEnded.OWN if own else agent.RunEnded.OUTSIDE)
     failure = worker_pb2.Failure(kind=worker_pb2.Failure.INTERNAL, text="killed from outside")
-    assert decide(GroupFailed(1, "evaluating", [], [failure]), job_spec_pb2.FAIL).cause == agent.RunEnded.OWN
+    assert decide(GroupFailed(1, "evaluating", [], {0: failure}), job_spec_pb2.FAIL).cause == agent.RunEnded.OWN
 
 
 def test_a_number_that_is_not_finite_is_named_with_step_layer_shard_and_rows() -> None:
@@ -235,7 +235,7 @@ def test_corruption_is_told_and_a_new_run_goes_on() -> None:
 
 def test_reasons_are_bounded() -> None:
     failure = worker_pb2.Failure(kind=worker_pb2.Failure.INTERNAL, text="x" * 100_000)
-    assert len(decide(GroupFailed(1, "evaluating", [], [failure]), job_spec_pb2.FAIL).reason) <= limits.REASON_CHARACTERS
+    assert len(decide(GroupFailed(1, "evaluating", [], {0: failure}), job_spec_pb2.FAIL).reason) <= limits.REASON_CHARACTERS
 
 
 def test_exit_statuses_are_read() -> None:

@@ -28,13 +28,13 @@ class EndedChild:
     returncode = None
 
     def __init__(self) -> None:
-        self.intent = agent.RunWish.INTENT_UNSPECIFIED
+        self.intent, self.workers = agent.RunWish.INTENT_UNSPECIFIED, 0
         self.told_at = 0.0
         self.ended_at: float | None = None
         self.may_end = asyncio.Event()
 
     def tell(self, wish: agent.RunWish) -> None:
-        self.intent = wish.intent
+        self.intent, self.workers = wish.intent, wish.order.workers
 
     async def wait(self) -> int:
         await self.may_end.wait()

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from coordinator import checkpoint_folder, limits, members
+from coordinator import checkpoint_folder, limits
 from coordinator.checkpoint_folder import NoSpace
-from coordinator.group.local import LocalGroup
 from coordinator.model_files import ModelFiles
 from lockstep.contract.manifest import MODEL_FILE
 from lockstep.contract.weights import weights_sha256_of_file
@@ -25,7 +23,6 @@ from lockstep.v1.model_pb2 import Dense, Embedding, Layer, ModelSpec
 from tests.coordinator.one_run import Wanted, curve, kinds, run_once
 from tests.coordinator.small_job import make_order
 from worker.data.ingest import ingest
-from worker.state_transfer import TransferError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -154,39 +151,6 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_notice(tmp_path: Path, undis
     notices = [event.notice for event in events if event.WhichOneof("event") == "notice"]
     assert [notice.reason for notice in notices] == ["CHECKPOINT_DAMAGED"] * 2
     assert MODEL_FILE in notices[0].text and "step" in notices[0].text
-
-
-def test_a_killed_worker_ends_the_run_as_lost_and_is_named(tmp_path: Path) -> None:
-    order = make_order(tmp_path, epochs=100_000, workers=2)
-    group = LocalGroup()
-    calls = 0
-
-    def kill_later() -> bool:
-        nonlocal calls
-        calls += 1
-        if calls == 12:
-            os.kill(group.pids()[1], signal.SIGKILL)
-        return False
-
-    wanted = Wanted()
-    wanted.cancelled = kill_later  # type: ignore[method-assign]
-    ended, events = run_once(order, tmp_path, wanted, make_group=lambda: group)
-    assert (ended.outcome, ended.cause) == (agent.RunEnded.LOST, agent.RunEnded.OUTSIDE)
-    assert "worker 1" in ended.reason and "SIGKILL" in ended.reason
-    assert events[-1].notice.reason == "WORKER_LOST"
-
-
-def test_a_worker_that_dies_while_its_state_is_read_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    group = LocalGroup()
-
-    def die(*arguments: Any) -> Any:
-        os.kill(group.pids()[1], signal.SIGKILL)
-        raise TransferError("its segment cannot be opened")
-
-    monkeypatch.setattr(members, "fetch_state", die)
-    ended, _ = run_once(make_order(tmp_path, workers=2), tmp_path, Wanted(), make_group=lambda: group)
-    assert (ended.outcome, ended.cause) == (agent.RunEnded.LOST, agent.RunEnded.OUTSIDE)
-    assert "worker 1" in ended.reason and "SIGKILL" in ended.reason
 
 
 def test_a_class_on_one_side_of_the_split_is_told(tmp_path: Path) -> None:

@@ -477,7 +477,7 @@ Global___RunEvent: _TypeAlias = RunEvent  # noqa: Y015
 
 @_typing.final
 class RunStarted(_message.Message):
-    """Workers joined and steps begin."""
+    """Workers joined and steps begin; again whenever the group was formed anew."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -485,7 +485,7 @@ class RunStarted(_message.Message):
     START_STEP_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     start_step: _builtins.int
-    """The step after which it begins."""
+    """The step after which they begin."""
     fingerprint: _builtins.str
     """The fingerprint they share."""
     @_builtins.property
@@ -521,7 +521,9 @@ class RunProgress(_message.Message):
 
     @_builtins.property
     def computed_rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Rows each worker computed in this run, by rank."""
+        """Rows each worker computed in this run, by rank; behind them one number, if there are any: those of workers that are gone, and
+        of steps that were dropped with a failed stretch.
+        """
 
     def __init__(
         self,
@@ -651,7 +653,7 @@ class RunEnded(_message.Message):
 
     @_builtins.property
     def computed_rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Rows each worker computed in this run, by rank."""
+        """Rows each worker computed in this run, as in RunProgress."""
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ class WorkerRequest(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     GRADIENT_CHECK_FIELD_NUMBER: _builtins.int
+    RECEIVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___JoinRequest:
         """Prove yourself."""
@@ -74,6 +75,10 @@ class WorkerRequest(_message.Message):
     def gradient_check(self) -> Global___GradientCheckRequest:
         """Compare the gradient of one tensor with differences of the loss."""
 
+    @_builtins.property
+    def receive(self) -> Global___ReceiveRequest:
+        """Say where the state of a snapshot goes."""
+
     def __init__(
         self,
         *,
@@ -86,12 +91,13 @@ class WorkerRequest(_message.Message):
         snapshot: Global___SnapshotRequest | None = ...,
         heartbeat: Global___HeartbeatRequest | None = ...,
         gradient_check: Global___GradientCheckRequest | None = ...,
+        receive: Global___ReceiveRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "gradient_check", b"gradient_check", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "gradient_check", b"gradient_check", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "receive", b"receive", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "gradient_check", b"gradient_check", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "gradient_check", b"gradient_check", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "receive", b"receive", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["join", "prepare", "connect", "restore", "stretch", "evaluate", "snapshot", "heartbeat", "gradient_check"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["join", "prepare", "connect", "restore", "stretch", "evaluate", "snapshot", "heartbeat", "gradient_check", "receive"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -110,6 +116,7 @@ class WorkerReply(_message.Message):
     EVALUATE_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     GRADIENT_CHECK_FIELD_NUMBER: _builtins.int
+    RECEIVE_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___JoinReply:
@@ -140,6 +147,10 @@ class WorkerReply(_message.Message):
         """To gradient_check."""
 
     @_builtins.property
+    def receive(self) -> Global___ReceiveReply:
+        """To receive."""
+
+    @_builtins.property
     def failure(self) -> Global___Failure:
         """Instead of an answer."""
 
@@ -153,13 +164,14 @@ class WorkerReply(_message.Message):
         evaluate: Global___EvaluateReply | None = ...,
         snapshot: Global___SnapshotReply | None = ...,
         gradient_check: Global___GradientCheckReply | None = ...,
+        receive: Global___ReceiveReply | None = ...,
         failure: Global___Failure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "gradient_check", b"gradient_check", "join", b"join", "prepare", b"prepare", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "gradient_check", b"gradient_check", "join", b"join", "prepare", b"prepare", "receive", b"receive", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "gradient_check", b"gradient_check", "join", b"join", "prepare", b"prepare", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "gradient_check", b"gradient_check", "join", b"join", "prepare", b"prepare", "receive", b"receive", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_reply: _TypeAlias = _typing.Literal["join", "prepare", "done", "stretch", "evaluate", "snapshot", "gradient_check", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_reply: _TypeAlias = _typing.Literal["join", "prepare", "done", "stretch", "evaluate", "snapshot", "gradient_check", "receive", "failure"]  # noqa: Y015
     _WhichOneofArgType_reply: _TypeAlias = _typing.Literal["reply", b"reply"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_reply) -> _WhichOneofReturnType_reply | None: ...
 
@@ -382,23 +394,73 @@ class RestoreRequest(_message.Message):
 
     STEP_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FOLDER_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The step whose state it is; 0 and no folder: the initial weights from the seed."""
     checkpoint_folder: _builtins.str
     """The checkpoint's folder under files_folder."""
+    received: _builtins.bool
+    """The coordinator has put the state where receive's answer said; there is nothing to read or to draw."""
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         checkpoint_folder: _builtins.str = ...,
+        received: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_folder", b"checkpoint_folder", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_folder", b"checkpoint_folder", "received", b"received", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RestoreRequest: _TypeAlias = RestoreRequest  # noqa: Y015
+
+@_typing.final
+class ReceiveRequest(_message.Message):
+    """Say where the state of a snapshot goes: the coordinator writes it there, then asks to restore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """The step whose state it is."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceiveRequest: _TypeAlias = ReceiveRequest  # noqa: Y015
+
+@_typing.final
+class ReceiveReply(_message.Message):
+    """Where the state goes: to offsets of the segment (same node), or to be sent to the worker's port."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VECTORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def vectors(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateVector]:
+        """The ranges that this worker wants."""
+
+    def __init__(
+        self,
+        *,
+        vectors: _abc.Iterable[Global___StateVector] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceiveReply: _TypeAlias = ReceiveReply  # noqa: Y015
 
 @_typing.final
 class StretchRequest(_message.Message):
