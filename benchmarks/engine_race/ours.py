@@ -16,7 +16,7 @@ import numpy as np
 from google.protobuf.json_format import ParseDict
 
 from benchmarks.engine_race.cases import BY_NAME, MOMENTUM, Case
-from benchmarks.engine_race.turns import MemoryGauge, cpu_seconds, serve
+from benchmarks.turns import MemoryGauge, cpu_seconds, serve
 from lockstep.contract.arithmetic import default_shards
 from lockstep.internal.v1 import worker_pb2 as pb
 from lockstep.internal.v1.agent_service_pb2 import RunOrder

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.engine_race.cases import BY_NAME, MOMENTUM, Case, Layers
-from benchmarks.engine_race.turns import MemoryGauge, cpu_seconds, serve
+from benchmarks.turns import MemoryGauge, cpu_seconds, serve
 
 # Ours has the gates input, forget, output, candidate; PyTorch has the candidate third.
 GATES = (0, 1, 3, 2)

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 # Read when NumPy and PyTorch are loaded, so they must stand in a side's environment before.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def serve(commands: Mapping[str, Callable[..., Any]]) -> None:
@@ -55,9 +56,9 @@ def _status_kib(name: str) -> int:
 
 @final
 class Side:
-    """A side's process, as the driver sees it; it inherits the driver's core."""
+    """A side's process, as the driver sees it; it inherits the driver's cores, and has so many threads."""
 
-    def __init__(self, python: str, module: str, arguments: Sequence[str]) -> None:
+    def __init__(self, python: str, module: str, arguments: Sequence[str], threads: int = 1) -> None:
         self._module = module
         self._process = subprocess.Popen(
             [python, "-m", module, *arguments],
@@ -65,7 +66,11 @@ class Side:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **ONE_THREAD, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}"},
+            env={
+                **os.environ,
+                **dict.fromkeys(THREAD_VARIABLES, str(threads)),
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}",
+            },
         )
 
     def __enter__(self) -> Side:
@@ -78,13 +83,25 @@ class Side:
 
     def ask(self, command: str, **arguments: Any) -> Any:
         """What the side answers. Raises RuntimeError where it ended instead; why stands on stderr."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
+        self._tell(command, arguments)
+        return self._hear(command)
+
+    def _tell(self, command: str, arguments: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it ended, which is said when nothing is heard
             self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+
+    def _hear(self, command: str) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self._module} ended when it was asked for {command!r}; see above")
         return json.loads(line)
+
+    @staticmethod
+    def ask_all(sides: Sequence[Side], command: str, **arguments: Any) -> list[Any]:
+        """What each side answers when all are asked at once, for what they do together."""
+        for side in sides:
+            side._tell(command, arguments)
+        return [side._hear(command) for side in sides]
