@@ -79,29 +79,54 @@ class Side:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None:
             self._process.kill()
-        self._process.communicate()
+        self.end_input()
+        self._process.wait()
+
+    def end_input(self) -> None:
+        """Nothing more will be asked: the process ends when it has answered."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
 
     def ask(self, command: str, **arguments: Any) -> Any:
         """What the side answers. Raises RuntimeError where it ended instead; why stands on stderr."""
-        self._tell(command, arguments)
-        return self._hear(command)
+        self.tell(command, arguments)
+        return self.hear(command)
 
-    def _tell(self, command: str, arguments: Mapping[str, Any]) -> None:
+    def tell(self, command: str, arguments: Mapping[str, Any]) -> None:
+        """Asks, and does not wait."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it ended, which is said when nothing is heard
             self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
             self._process.stdin.flush()
 
-    def _hear(self, command: str) -> Any:
+    def hear(self, command: str) -> Any:
+        """The answer to what was told. Raises RuntimeError where there is none."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self._module} ended when it was asked for {command!r}; see above")
         return json.loads(line)
 
-    @staticmethod
-    def ask_all(sides: Sequence[Side], command: str, **arguments: Any) -> list[Any]:
-        """What each side answers when all are asked at once, for what they do together."""
-        for side in sides:
-            side._tell(command, arguments)
-        return [side._hear(command) for side in sides]
+
+@final
+class Group:
+    """Sides that do something together: all are asked before any answer is awaited."""
+
+    def __init__(self, sides: Sequence[Side]) -> None:
+        self._sides = tuple(sides)
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for side in self._sides:
+            side.end_input()  # those that wait for each other at their end must all have heard of it
+        for side in self._sides:
+            side.__exit__(kind, error, trace)
+
+    def ask(self, command: str, **arguments: Any) -> list[Any]:
+        """What each answers, in their order. Raises RuntimeError where one ended instead."""
+        for side in self._sides:
+            side.tell(command, arguments)
+        return [side.hear(command) for side in self._sides]
