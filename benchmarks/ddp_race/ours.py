@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -47,10 +47,11 @@ def losses(events: Iterable[JobEvent]) -> dict[int, float]:
 @final
 @dataclass(frozen=True)
 class Ran:
-    """A job that ended: its rows, all steps' wall clock, and its curve."""
+    """A job that ended: its rows, all steps' wall clock, its weights and its curve."""
 
     rows: int
     seconds: float
+    weights_sha256: str
     losses: dict[int, float]
 
     @property
@@ -90,10 +91,12 @@ class Jobs:
         self._samples_per_s[shards, workers] = ran.samples_per_s
         return ran
 
-    def run(self, spec: JobSpec) -> Ran:
-        """Submits a job, awaits its end, takes its events and deletes it."""
-        ended = self._service.run(spec, JOB_S)
-        events = self._service.events(ended.name)
+    def run(self, spec: JobSpec, during: Callable[[str], None] = lambda name: None) -> Ran:
+        """Submits a job, calls `during` with its name, awaits its end, takes its events and deletes it."""
         with self._service.client() as client:
-            client.delete(ended.name)
-        return Ran(ended.progress.applied_rows, applied_seconds(events), losses(events))
+            name = client.submit(spec).name
+            during(name)
+            ended = self._service.finished(name, JOB_S)
+            events = self._service.events(name)
+            client.delete(name)
+        return Ran(ended.progress.applied_rows, applied_seconds(events), ended.result.weights_sha256, losses(events))
