@@ -173,7 +173,7 @@ class _Peers:
         return self._seconds(group, steps, to_none, threads) / steps
 
     def _seconds(self, group: str, steps: int, to_none: bool, threads: int) -> float:
-        return max(self._groups[group].ask("turn", steps=steps, to_none=to_none, threads=threads))
+        return float(max(self._groups[group].ask("turn", steps=steps, to_none=to_none, threads=threads)))
 
     def _turn(self, group: str, to_none: bool, threads: int, step_s: float) -> Turn:
         def turn(seconds: float) -> float:
