@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.ddp_race.cases import BY_NAME, CASES, WORKERS
 from benchmarks.ddp_race.race import DDP, DEFAULT, MANY, ONE_DDP, ONE_WORKER, OURS, TORCH, Outcome, race
-from benchmarks.machine import add_kernel, add_torch, check_torch, choose_kernel, machine
+from benchmarks.machine import add_kernel, add_torch, check_torch, choose_kernel, end_on_sigterm, machine
 from benchmarks.tables import row, say, spread, table, verdict
 from tests.promises.service import Service
 
@@ -68,6 +68,7 @@ def main() -> int:
     if options.rounds < 1 or options.seconds <= 0:
         parser.error("--rounds must be at least 1, --seconds above 0")
     choose_kernel(options.kernel)
+    end_on_sigterm()
 
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="lockstep-benchmark-") as scratch:

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import final
 
 from benchmarks.ddp_race.cases import BY_NAME, WORKERS
-from benchmarks.ddp_race.ours import Jobs
-from benchmarks.machine import add_kernel, choose_kernel, machine
+from benchmarks.ddp_race.ours import Jobs, applied_seconds
+from benchmarks.machine import add_kernel, choose_kernel, end_on_sigterm, machine
 from benchmarks.observed_steps import ObservedSteps, first_step_of_next_group
 from benchmarks.tables import say, spread, table, verdict
+from lockstep import Client
 from lockstep.contract.arithmetic import default_shards
 from lockstep.v1.job_spec_pb2 import JobSpec
-from lockstep.v1.training_job_pb2 import JobEvent
+from lockstep.v1.training_job_pb2 import JobEvent, TrainingJob
 from tests.promises.service import Service
 
 CASE = BY_NAME["784-512-256-10-b256"]
@@ -98,8 +99,7 @@ class Waits:
     def __init__(self, service: Service, folder: Path) -> None:
         self._service, self._jobs = service, Jobs(service, folder, CASE)
         self._shards = default_shards(CASE.batch)
-        ran = self._jobs.turn(self._shards, WORKERS, TRIAL_S, SAMPLES_PER_S)
-        self._samples_per_s = ran.samples_per_s
+        self._samples_per_s = self._jobs.turn(self._shards, WORKERS, TRIAL_S, SAMPLES_PER_S)
 
     def spec(self, seconds: float) -> JobSpec:
         """A job of about so many seconds that goes on with one worker."""
@@ -156,25 +156,24 @@ class Waits:
         """
         spec, kills = self.spec(seconds), 0
 
-        def strike(name: str) -> None:
+        def strike(client: Client, job: TrainingJob) -> None:
             nonlocal kills
             next_kill = 0.0
-            with self._service.client() as client:
-                for event in client.watch(name, timeout_s=10 * seconds):
-                    now = time.monotonic()
-                    if not _step(event):
-                        continue
-                    next_kill = next_kill or now + KILL_EVERY_S
-                    if now >= next_kill:
-                        members = client.get(name).runs[-1].members
-                        os.kill(members[kills % len(members)].pid, signal.SIGKILL)
-                        next_kill, kills = next_kill + KILL_EVERY_S, kills + 1
+            for event in client.watch(job.name, timeout_s=10 * seconds):
+                now = time.monotonic()
+                if not _step(event):
+                    continue
+                next_kill = next_kill or now + KILL_EVERY_S
+                if now >= next_kill:
+                    members = client.get(job.name).runs[-1].members
+                    os.kill(members[kills % len(members)].pid, signal.SIGKILL)
+                    next_kill, kills = next_kill + KILL_EVERY_S, kills + 1
 
-        undisturbed = self._jobs.run(spec)
-        disturbed = self._jobs.run(spec, strike)
-        if disturbed.weights_sha256 != undisturbed.weights_sha256:
+        undisturbed, plain = self._jobs.run(spec)
+        disturbed, struck = self._jobs.run(spec, strike)
+        if disturbed.result.weights_sha256 != undisturbed.result.weights_sha256:
             raise ValueError(f"{kills} kills changed the weights")
-        return disturbed.seconds / undisturbed.seconds, kills
+        return applied_seconds(struck) / applied_seconds(plain), kills
 
 
 def _step(event: JobEvent) -> int:
@@ -190,6 +189,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     options = parser.parse_args()
     choose_kernel(options.kernel)
+    end_on_sigterm()
 
     found = Found()
     with tempfile.TemporaryDirectory(prefix="lockstep-benchmark-") as scratch:

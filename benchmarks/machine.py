@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -35,6 +37,11 @@ def choose_kernel(kernel: str | None) -> None:
         os.environ.pop(name, None)
     if kernel:
         os.environ[KERNEL_VARIABLES[0]] = kernel
+
+
+def end_on_sigterm() -> None:
+    """SIGTERM, which `timeout` sends, ends the program as an exception does, so that it stops what it has started."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def machine() -> str:

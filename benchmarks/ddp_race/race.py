@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import final
 
 from benchmarks.ddp_race.cases import LEAST_SHARDS, WORKERS, DdpCase
-from benchmarks.ddp_race.ours import Jobs
+from benchmarks.ddp_race.ours import Jobs, losses
 from benchmarks.tables import below, ratios, say
 from benchmarks.turns import Group, Side
 from lockstep.contract.arithmetic import default_shards
@@ -70,19 +70,18 @@ def race(case: DdpCase, service: Service, folder: Path, torch_python: str, secon
     jobs = Jobs(service, folder, case)
     outcome = Outcome(case, default_shards(case.batch))
     if case.ddp_floor is None:  # ours against ours
-        first = jobs.turn(LEAST_SHARDS, WORKERS, FIRST_JOB_S, 20_000)
-        _take_turns(outcome, _our_turns(case, jobs, first.samples_per_s), seconds, rounds)
+        speed = jobs.turn(LEAST_SHARDS, WORKERS, FIRST_JOB_S, 20_000)
+        _take_turns(outcome, _our_turns(case, jobs, speed), seconds, rounds)
         return outcome
     peers = _Peers(case, folder, torch_python)
     try:
         expected = peers.choose(outcome)
         epochs = min(FIRST_JOB_S * expected / case.rows, CURVE_STEPS * case.batch // case.rows)
-        first = jobs.run(jobs.spec(LEAST_SHARDS, WORKERS, max(1, int(epochs))))
-        outcome.loss_error = max(
-            abs(first.losses[step] - loss) / abs(loss) for step, loss in enumerate(peers.first_losses, start=1)
-        )
+        speed, events = jobs.timed(jobs.spec(LEAST_SHARDS, WORKERS, max(1, int(epochs))))
+        curve, firsts = losses(events), enumerate(peers.first_losses, start=1)
+        outcome.loss_error = max(abs(curve[step] - loss) / abs(loss) for step, loss in firsts)
         say(f"{case.title}: the losses of {LOSS_STEPS} steps differ by {outcome.loss_error:.1e}")
-        _take_turns(outcome, {**_our_turns(case, jobs, first.samples_per_s), **peers.turns}, seconds, rounds)
+        _take_turns(outcome, {**_our_turns(case, jobs, speed), **peers.turns}, seconds, rounds)
     finally:
         peers.close()
     return outcome
@@ -90,7 +89,7 @@ def race(case: DdpCase, service: Service, folder: Path, torch_python: str, secon
 
 def _our_turns(case: DdpCase, jobs: Jobs, expected: float) -> dict[str, Turn]:
     def turn(shards: int, workers: int) -> Turn:
-        return lambda seconds: jobs.turn(shards, workers, seconds, expected).samples_per_s
+        return lambda seconds: jobs.turn(shards, workers, seconds, expected)
 
     turns = {OURS: turn(LEAST_SHARDS, WORKERS)}
     if case.shards_floor is not None:
