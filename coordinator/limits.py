@@ -89,8 +89,6 @@ CHECKPOINT_APART_S = 10.0
 CHECKPOINTS_KEPT = 3
 BAD_CHECKPOINTS_KEPT = 3
 
-# Classes whose metrics are sent to people; a manifest has the counts of all.
-CLASSES_REPORTED = 1000
 # A dataset's description, dataset.json.
 DATASET_JSON_BYTES = 16 * MIB
 
