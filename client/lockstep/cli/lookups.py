@@ -12,13 +12,11 @@ from lockstep.cli.job_lines import WAIT_STATES, State, result_words, state_line
 from lockstep.cli.metric_words import all_metrics, class_row
 from lockstep.cli.output import duration, json_line, moment, number, pairs, percent, result, size, table, talk
 from lockstep.cli.result_tables import gradient_table, replay_table
+from lockstep.contract.manifest import CLASSES_REPORTED
 from lockstep.names import short
 from lockstep.v1 import training_job_pb2
 
 DEFAULT_LIMIT = 50
-
-# The server sends no more classes of a result.
-CLASSES_SHOWN = 1000
 
 
 @click.command()
@@ -99,8 +97,8 @@ def show(target: Target, job: str, as_json: bool) -> None:
     if classes := found.result.validation_classes:
         result("")
         table(("CLASS", "SUPPORT", "PRECISION", "RECALL", "F1"), [class_row(one) for one in classes])
-        if len(classes) == CLASSES_SHOWN:
-            talk(f"the first {CLASSES_SHOWN:,} classes are shown; manifest.json of the model has the counts of all")
+        if len(classes) == CLASSES_REPORTED:
+            talk(f"the first {CLASSES_REPORTED:,} classes are shown; manifest.json of the model has the counts of all")
     if found.result.checkpoints:
         result("")
         table(("CHECKPOINT", "SIZE", "WEIGHTS", ""), [_checkpoint(one) for one in found.result.checkpoints])
