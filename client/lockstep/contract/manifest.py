@@ -25,6 +25,9 @@ MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 # The key of the manifest's own checksum. One without it, as older versions wrote, is read unchecked.
 _CHECKSUM = "manifest_sha256"
 
+# Classes whose metrics a result carries to people; a manifest has the counts of all.
+CLASSES_REPORTED = 1000
+
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
