@@ -32,7 +32,7 @@ def soak(row: Row, cases: Iterable[Case], count: int) -> Tally:
         done += 1
         if verdict.failure:
             print(f"soak: {verdict.failure}", file=sys.stderr, flush=True)
-        if done == count or done % 10 == 0:
+        if done % 10 == 0:
             print(f"soak: row {row.number}: {done} of {count} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
     return carry_out(cases, on_verdict)
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--seed", type=int, default=int(time.time()), help="the same seed draws the same cases; default: the time"
     )
-    parser.add_argument("--n", type=int, help="so many cases of each row; default: as many as the table wants")
+    parser.add_argument("--n", type=int, help="so many cases of each row, kills in row 5; default: as many as the table wants")
     parser.add_argument("--fixed", action="store_true", help="the fixed cases, not drawn ones")
     arguments = parser.parse_args(argv)
     rows = [ROWS[arguments.row]] if arguments.row else list(ROWS.values())
