@@ -64,11 +64,10 @@ class Barrier:
 
     def wait(self, step: int, deadline_s: float) -> None:
         """Arrives, and returns once all have. Raises PeerError that names who ended, stopped or did not come."""
+        self._phase = phase = self._phase + 1
         if not self._others:
             return
         began = time.perf_counter()
-        self._phase += 1
-        phase = self._phase
         if _FENCE is None:
             self._mine[0] = phase
         else:
