@@ -51,7 +51,7 @@ class Optimizer(ABC):
         learning_rate: float,
         decays: bool = True,
     ) -> None:
-        """One update of 1-D views of equal length: the parameters and the state, in place; the gradient stays (but see Lamb).
+        """One update of 1-D views of equal length: the parameters and the state, in place; the gradient may be overwritten.
 
         The gradient is the mean, after the division by the denominator. `step` counts from 1. `decays` says whether these are
         weights, which decay where the method has a decay. Any cut of a vector into views gives the same bits.
@@ -87,8 +87,8 @@ class Sgd(Optimizer):
     """w -= rate * g (Robbins and Monro 1951)."""
 
     def _update(self, w: Array, g: Array, state: Sequence[Array], t: Array) -> None:
-        np.multiply(g, self._rate, out=t)
-        np.subtract(w, t, out=w)
+        np.multiply(g, self._rate, out=g)
+        np.subtract(w, g, out=w)
 
 
 @final
@@ -103,8 +103,9 @@ class Momentum(Optimizer):
         v = state[0]
         np.multiply(v, self._momentum, out=v)
         np.add(v, g, out=v)
-        np.multiply(v, self._rate, out=t)
-        np.subtract(w, t, out=w)
+        # In the gradient's place: one vector less in the cache.
+        np.multiply(v, self._rate, out=g)
+        np.subtract(w, g, out=w)
 
 
 @final
