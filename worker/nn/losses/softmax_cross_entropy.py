@@ -104,21 +104,21 @@ class SoftmaxCrossEntropy(Loss):
         np.maximum.reduce(d, axis=self.axis, out=self.m, keepdims=True)
         # Spread out first: NumPy would do so itself, into memory that it allocates.
         self.spread[...] = self.m
-        np.subtract(d, self.spread, out=d)
-        np.multiply(labels_SN, self.stride, out=self.index_SN)
-        np.add(self.index_SN, self.first_SN, out=self.index_SN)
+        np.subtract(d, self.spread, d)
+        np.multiply(labels_SN, self.stride, self.index_SN)
+        np.add(self.index_SN, self.first_SN, self.index_SN)
         self.flat.take(self.index_SN, out=picked_SN, mode="clip")
         if self.smooths:
             np.add.reduce(d, axis=self.axis, out=self.sum, keepdims=True)
-            np.multiply(self.sum, self.everywhere, out=self.sum)
-            np.multiply(picked_SN, self.at_label, out=picked_SN)
-            np.add(picked_SN, self.sum_SN, out=picked_SN)
-        np.exp(d, out=d)
+            np.multiply(self.sum, self.everywhere, self.sum)
+            np.multiply(picked_SN, self.at_label, picked_SN)
+            np.add(picked_SN, self.sum_SN, picked_SN)
+        np.exp(d, d)
         np.add.reduce(d, axis=self.axis, out=self.s, keepdims=True)
-        np.log(self.s_SN, out=self.log_s_SN)
-        np.subtract(self.log_s_SN, picked_SN, out=picked_SN)
+        np.log(self.s_SN, self.log_s_SN)
+        np.subtract(self.log_s_SN, picked_SN, picked_SN)
         if self.has_factors:
-            np.multiply(picked_SN, self.factor_SN, out=picked_SN)
+            np.multiply(picked_SN, self.factor_SN, picked_SN)
         self.losses_SN[...] = picked_SN
         if self.per_row != 1:
             np.add.reduce(self.losses_SRL, axis=2, out=self.row_losses)
@@ -127,15 +127,15 @@ class SoftmaxCrossEntropy(Loss):
     def backward(self) -> Array:
         p, picked_SN = self.seen, self.picked_SN
         self.spread[...] = self.s
-        np.divide(p, self.spread, out=p)
+        np.divide(p, self.spread, p)
         if self.smooths:
-            np.subtract(p, self.everywhere, out=p)
+            np.subtract(p, self.everywhere, p)
         self.flat.take(self.index_SN, out=picked_SN, mode="clip")
-        np.subtract(picked_SN, self.at_label, out=picked_SN)
+        np.subtract(picked_SN, self.at_label, picked_SN)
         self.flat[self.index_SN] = picked_SN
         if self.has_factors:
             self.spread[...] = self.factor
-            np.multiply(p, self.spread, out=p)
+            np.multiply(p, self.spread, p)
         return self.z
 
     def check(self, y: NDArray[Any]) -> None:
@@ -154,7 +154,7 @@ class SoftmaxCrossEntropy(Loss):
             self.ones_SN[...] = self.counts_SN
             np.multiply(y_SN, self.ones_SN, out=labels_SN)
         unsigned = self.unsigned
-        if unsigned[unsigned.argmax()] >= self.classes:
+        if unsigned.item(unsigned.argmax()) >= self.classes:
             wrong = int(labels_SN[(labels_SN < 0) | (labels_SN >= self.classes)][0])
             remedy = f"labels must be whole numbers from 0 to {self.classes - 1}"
             if self.ignored is not None:
