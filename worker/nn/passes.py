@@ -254,9 +254,7 @@ class StepPass:
             if graph.learning[node.output]
         ]
 
-    def _add_tiled_sums(
-        self, network: Network, programs: dict[int, list[Program | TiledSum]], gradients: Array
-    ) -> None:
+    def _add_tiled_sums(self, network: Network, programs: dict[int, list[Program | TiledSum]], gradients: Array) -> None:
         moments = {node.shapes.number: at for at, node in enumerate(network.graph.nodes) if node.kind == "layer"}
         entries = [span.entries[0] for span in network.tiled]
         scratch = scratch_tiles([entry.internal_shape for entry in entries], self.nodes, network.dtype)
