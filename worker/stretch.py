@@ -55,12 +55,12 @@ class Stretches:
         """
         reply = StretchReply()
         began, waited_s, clock = time.perf_counter(), self._reduction.waited_s, time.perf_counter
+        computed_rows, epoch, reports_losses = 0, self._rows.steps_per_epoch, self._rank == 0
         with np.errstate(all="ignore"):
             for step in range(first_step, last_step + 1):
                 step_began = clock()
                 batch = self._rows.batch(step)
                 shards = self._rows.stacks(len(batch))
-                epoch = self._rows.steps_per_epoch
                 rate = learning_rate(self._optimizer, step, epoch, self._total_steps, rate_factor)
 
                 shards.fill(batch)
@@ -73,12 +73,12 @@ class Stretches:
                     reply.non_finite.CopyFrom(self._locate(shards, batch, step, result))
                     break
                 self.step = step
-                reply.computed_rows += shards.own_rows
-                if self._rank == 0 and (step == last_step or step % self._points == 0):
+                computed_rows += shards.own_rows
+                if reports_losses and (step == last_step or step % self._points == 0):
                     reply.losses.append(_loss(step, sums, rate))
                 self._took(step - first_step, clock() - step_began)
         steps = min(self.step - first_step + 1, STEP_TIMES)
-        reply.step = self.step
+        reply.step, reply.computed_rows = self.step, computed_rows
         reply.total_seconds = clock() - began
         reply.wait_seconds = self._reduction.waited_s - waited_s
         reply.compute_seconds = reply.total_seconds - reply.wait_seconds

@@ -64,14 +64,15 @@ class Barrier:
 
     def wait(self, step: int, deadline_s: float) -> None:
         """Arrives, and returns once all have. Raises PeerError that names who ended, stopped or did not come."""
-        began = time.perf_counter()
-        self._phase += 1
-        phase = self._phase
+        self._phase = phase = self._phase + 1
         if _FENCE is None:
             self._mine[0] = phase
         else:
             with _FENCE:
                 self._mine[0] = phase
+        if not self._others:
+            return
+        began = time.perf_counter()
         for other, word in self._others:
             if word[0] >= phase:
                 continue

@@ -129,7 +129,10 @@ class StepPlan:
     def total(self) -> StepSums:
         """The sums over the batch, out of all reports; the same on every worker."""
         loss_sum, denominator = self._total.of(self._reports)
-        return StepSums(loss_sum, denominator, all(report[0] == 1.0 for report in self._reports.values()))
+        finite = True
+        for report in self._reports.values():
+            finite &= report.item(0) == 1.0
+        return StepSums(loss_sum, denominator, finite)
 
     def report_node(self) -> None:
         """Joins the reports of the node's workers into the one that other nodes get."""

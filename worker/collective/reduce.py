@@ -84,7 +84,8 @@ class Reduction:
         self._norms = None if update.norms is None else NormExchange(layout, rank, memory.norms, update.norms)
         self._passes = 1 if update.norms is None else 1 + len(update.norms.rows)
         self._report = memory.reports[rank]
-        self._denominator, self._rows = np.ones((2, 1), np.float32)
+        # 0-d arrays: a division by one is faster than by an array of one number.
+        self._denominator, self._rows = np.ones((), np.float32), np.ones((), np.float32)
         self._plans: dict[int, StepPlan] = {}
         self._links_waited_s = 0.0
 
@@ -131,8 +132,8 @@ class Reduction:
         return total
 
     def _apply(self, plan: StepPlan, step: int, learning_rate: float, denominator: float, rows: int) -> None:
-        self._denominator[...] = denominator or 1.0  # no weight at all: the sum is zero, and so is the gradient
-        self._rows[...] = rows
+        self._denominator[()] = denominator or 1.0  # no weight at all: the sum is zero, and so is the gradient
+        self._rows[()] = rows
         add, divide, apply, learned = np.add, np.divide, self._update.apply, self._update.learned
         for block in plan.blocks:
             for left, right, out in block.additions:

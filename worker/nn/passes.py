@@ -14,7 +14,7 @@ from worker.nn.layers import Layer, Layout, Setting, build_layer, layer_class
 from worker.nn.layers.joins import Add, Concatenate, Join
 from worker.nn.layers.transpose import Transpose
 from worker.nn.losses import Loss, build_loss
-from worker.nn.parameters import Array, aligned_zeros, internal_views
+from worker.nn.parameters import Array, internal_views
 from worker.nn.shapes import BLOCK_FLOATS, LayerShapes, ParameterLayout, flattened
 from worker.nn.streams import Streams
 from worker.nn.tiles import TiledSum, scratch_tiles
@@ -229,12 +229,11 @@ class StepPass:
         direct = len(nodes) == leaves
         whole = [span for span in network.spans if span not in network.tiled]
         scratch = None if direct else span_stacks(whole, leaves, network.dtype)
-        zeros = aligned_zeros((min(BLOCK_FLOATS, network.layout.size),), network.dtype)
         programs: dict[int, list[Program | TiledSum]] = {}
         views: dict[str, Array] = {}
         for number, span in enumerate(whole):
             stack = None if scratch is None else scratch[number]
-            programs.setdefault(span.layer, []).append(plan_span(span, nodes, stack, gradients, zeros))
+            programs.setdefault(span.layer, []).append(plan_span(span, nodes, stack, gradients))
             views.update(_gradient_views(span, gradients[:leaves] if stack is None else stack, stack is not None))
         self.passes: list[StackPass] = []
         first = 0
@@ -243,7 +242,7 @@ class StepPass:
             self.passes.append(StackPass(network, shards, rows, own, first))
             first += shards
         graph = network.graph
-        self._add_tiled_sums(network, programs, gradients, zeros)
+        self._add_tiled_sums(network, programs, gradients)
         # From the last node down to the first that learns.
         self.backward = [
             NodeBackward(
@@ -255,9 +254,7 @@ class StepPass:
             if graph.learning[node.output]
         ]
 
-    def _add_tiled_sums(
-        self, network: Network, programs: dict[int, list[Program | TiledSum]], gradients: Array, zeros: Array
-    ) -> None:
+    def _add_tiled_sums(self, network: Network, programs: dict[int, list[Program | TiledSum]], gradients: Array) -> None:
         moments = {node.shapes.number: at for at, node in enumerate(network.graph.nodes) if node.kind == "layer"}
         entries = [span.entries[0] for span in network.tiled]
         scratch = scratch_tiles([entry.internal_shape for entry in entries], self.nodes, network.dtype)
@@ -265,7 +262,7 @@ class StepPass:
             leaves = [(own.layer(moments[entry.layer]), shard) for own in self.passes for shard in range(own.shards)]
             rows = gradients[: len(self.nodes), entry.offset : entry.offset + entry.size]
             out = rows.reshape(len(self.nodes), *entry.internal_shape)
-            programs.setdefault(entry.layer, []).append(TiledSum(leaves, self.nodes, out, scratch, zeros))
+            programs.setdefault(entry.layer, []).append(TiledSum(leaves, self.nodes, out, scratch))
 
     def losses(self, stacks: Sequence[tuple[Array, Any]], streams: Streams | None) -> tuple[list[float], list[float]]:
         """(loss sums, denominators) by shard: the forward half of `run`."""
