@@ -1,4 +1,4 @@
-"""The controller: what a run remembers of its evaluations, and the factor on the learning rate that follows from them. Pure."""
+"""The controller: what a run remembers of evaluations and skipped steps, and what follows for the next steps. Pure."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ class Controller:
     `seen_step` is the last evaluated step, 0 before the first; `best` the lowest validation loss and its step, the first of
     equals, never NaN. `without_improvement` counts the evaluations since, or since the factor fell last; `rate_factor`
     multiplies the learning rates of the steps behind `seen_step`, in float64. Only reduce-on-plateau moves these two.
+
+    `skipped_steps` were not applied because their gradients were not finite; `skipped_in_a_row` of them came last.
     """
 
     schedule: ScheduleRecord
@@ -25,6 +27,12 @@ class Controller:
     best: tuple[float, int] | None = None
     without_improvement: int = 0
     rate_factor: float = 1.0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+
+    def skipped(self, steps: int, in_a_row: int) -> Controller:
+        """The controller behind steps of which so many were skipped, `in_a_row` of them, and of those before, at their end."""
+        return replace(self, skipped_steps=self.skipped_steps + steps, skipped_in_a_row=in_a_row)
 
     def after(self, step: int, validation_loss: float) -> Controller:
         """The controller once `step` was evaluated."""
@@ -47,6 +55,8 @@ class Controller:
                 "seen_step": self.seen_step,
                 "without_improvement": self.without_improvement,
                 "rate_factor": self.rate_factor,
+                "skipped_steps": self.skipped_steps,
+                "skipped_in_a_row": self.skipped_in_a_row,
             },
         }
 
@@ -59,4 +69,5 @@ class Controller:
         kept = manifest.controller
         if not kept:
             return cls(schedule, manifest.step if manifest.validation_loss is not None else 0, best)
-        return cls(schedule, kept["seen_step"], best, kept["without_improvement"], kept["rate_factor"])
+        skipped = kept.get("skipped_steps", 0), kept.get("skipped_in_a_row", 0)
+        return cls(schedule, kept["seen_step"], best, kept["without_improvement"], kept["rate_factor"], *skipped)

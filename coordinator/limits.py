@@ -68,8 +68,17 @@ GRADIENT_CHECK_S = 300.0
 LOSS_GRACE_S = 0.3
 # How long a wait lasts before it looks for a cancel.
 POLL_S = 0.2
-# Between two attempts to join fitting workers, or to find space for a checkpoint that cannot be put off.
+# Between two attempts to find space for a checkpoint that cannot be put off.
 RETRY_S = 3.0
+# After replacements that did not fit, or whose group failed before its first stretch, the next ones are asked for so much
+# later, twice as long each time.
+HIRE_FIRST_S = 3.0
+HIRE_LAST_S = 300.0
+# A hired worker that died before it joined: the next one is started after this.
+HIRE_AGAIN_S = 10.0
+# Groups of a run that may fail by the same cause, and the time that they may step in vain, with no stretch completed between.
+SAME_CAUSE_GROUPS = 3
+NO_PROGRESS_S = 1800
 # A peer within a step, and within the first one. Settings, so that tests need not wait.
 STEP_DEADLINE_FLOOR_S = float(os.environ.get("LOCKSTEP_STEP_DEADLINE_FLOOR_S", "30"))
 FIRST_STEP_DEADLINE_S = float(os.environ.get("LOCKSTEP_FIRST_STEP_DEADLINE_S", "300"))
@@ -88,6 +97,9 @@ CHECKPOINT_APART_S = 10.0
 # Checkpoints that are kept when the spec does not say, and damaged ones that are kept for a look.
 CHECKPOINTS_KEPT = 3
 BAD_CHECKPOINTS_KEPT = 3
+
+# Skipped steps of a job that are told; the others are counted.
+SKIP_NOTICES = 20
 
 # A dataset's description, dataset.json.
 DATASET_JSON_BYTES = 16 * MIB

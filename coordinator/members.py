@@ -5,20 +5,22 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import final
+from typing import NoReturn, final
 
 from coordinator import limits
+from coordinator.controller import Controller
 from coordinator.group.group import WorkerGroup
 from coordinator.joining import Admitted, admit
 from coordinator.recovery import Corrupted, GroupFailed
-from coordinator.snapshots import Parts
+from coordinator.snapshots import Parts, Snapshot
 from coordinator.stretches import Stretch
 from lockstep.contract.errors import InternalError
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.internal.v1 import worker_pb2
 from lockstep.v1 import training_job_pb2 as job
+from worker.collective.handshake import COORDINATOR, Membership
 from worker.limits import STEP_DEADLINE_FACTOR
-from worker.state_transfer import TransferError, fetch_state
+from worker.state_transfer import TransferError, fetch_state, give_state
 
 _Request = worker_pb2.WorkerRequest
 
@@ -29,7 +31,13 @@ class Members:
     when `interrupted` says so."""
 
     def __init__(
-        self, group: WorkerGroup, order: agent.RunOrder, files_folder: Path, group_number: int, interrupted: Callable[[], bool]
+        self,
+        group: WorkerGroup,
+        order: agent.RunOrder,
+        files_folder: Path,
+        group_number: int,
+        interrupted: Callable[[], bool],
+        step: int = 0,
     ) -> None:
         self._group = group
         self._order = order
@@ -39,7 +47,7 @@ class Members:
         self._interrupted = interrupted
         self._joined: list[worker_pb2.JoinReply] = []
         self._prepared: list[worker_pb2.PrepareReply] = []
-        self._step = 0
+        self._step = step  # the last one that was applied, or that the group begins after
         self.fingerprint = ""
 
     def join(self, required: str, minimum: int) -> Admitted:
@@ -52,8 +60,8 @@ class Members:
         self.fingerprint = admitted.fingerprint
         return admitted
 
-    def prepare(self, step: int, checkpoint_folder: str) -> None:
-        """Builds the model on every worker, links them, and restores a checkpoint, or the initial weights for step 0."""
+    def prepare(self) -> None:
+        """Builds the model on every worker and links them."""
         node_ids = [reply.node_id for reply in self._joined]
         requests = [
             _Request(
@@ -74,17 +82,47 @@ class Members:
         self._prepared = [reply.prepare for reply in replies]
         connect = _Request(connect=worker_pb2.PeersRequest(peers=self._prepared))
         self._ask("connecting to each other", connect, "done", limits.CONNECT_S)
+
+    def restore(self, step: int, checkpoint_folder: str) -> None:
+        """Has the workers stand at a checkpoint's step, or at the initial weights for step 0, wherever they stood."""
         restore = _Request(restore=worker_pb2.RestoreRequest(step=step, checkpoint_folder=checkpoint_folder))
         self._ask("reading the checkpoint" if checkpoint_folder else "drawing the weights", restore, "done", limits.RESTORE_S)
         self._step = step
 
-    def take(self, stretch: Stretch, rate_factor: float, step_s: float) -> list[worker_pb2.StretchReply]:
-        """Has the workers take a stretch of steps, which lately took `step_s` each, at their rates times `rate_factor`; the
-        answers by rank.
+    def give(self, snapshot: Snapshot) -> None:
+        """Puts the state of a snapshot into the workers."""
+        self._step = snapshot.step
+        receive = _Request(receive=worker_pb2.ReceiveRequest(step=snapshot.step))
+        replies = self._ask("taking the snapshot", receive, "receive", limits.JOIN_S)
+        member = Membership(self._key, self._order.run_number, self._group_number, COORDINATOR)
+        for rank, reply in enumerate(replies):
+            try:
+                give_state(
+                    snapshot.vectors,
+                    snapshot.step,
+                    reply.receive,
+                    self._prepared[rank],
+                    self._shares_memory(rank),
+                    member,
+                    rank,
+                )
+            except TransferError as error:
+                self._blame(rank, "taking the snapshot", error)
+        restore = _Request(restore=worker_pb2.RestoreRequest(step=snapshot.step, received=True))
+        self._ask("taking the snapshot", restore, "done", limits.RESTORE_S)
+
+    def take(self, stretch: Stretch, controller: Controller, step_s: float) -> list[worker_pb2.StretchReply]:
+        """Has the workers take a stretch of steps, which lately took `step_s` each; the answers by rank.
 
         Raises Corrupted when the workers' parameters differ afterwards.
         """
-        asked = worker_pb2.StretchRequest(first_step=stretch.first, last_step=stretch.last, rate_factor=rate_factor)
+        asked = worker_pb2.StretchRequest(
+            first_step=stretch.first,
+            last_step=stretch.last,
+            rate_factor=controller.rate_factor,
+            skipped_steps=controller.skipped_steps,
+            skipped_in_a_row=controller.skipped_in_a_row,
+        )
         request = _Request(stretch=asked)
         deadline_s = 2 * limits.STEP_DEADLINE_FLOOR_S + STEP_DEADLINE_FACTOR * step_s * stretch.steps
         if step_s <= 0:
@@ -127,15 +165,20 @@ class Members:
         return [self._fetch(rank, reply.snapshot) for rank, reply in enumerate(replies)]
 
     def _fetch(self, rank: int, offered: worker_pb2.SnapshotReply) -> Parts:
-        same_node = self._joined[rank].node_id == self._group.here
         key, run, number = self._key, self._order.run_number, self._group_number
         try:
-            return fetch_state(offered, self._prepared[rank], same_node, key, run, number, rank)
+            return fetch_state(offered, self._prepared[rank], self._shares_memory(rank), key, run, number, rank)
         except TransferError as error:
-            # Whoever is dead is named with its end; that its state could not be read is only the consequence.
-            self._ask("offering their state", _Request(heartbeat=worker_pb2.HeartbeatRequest()), "done", limits.JOIN_S)
-            failure = worker_pb2.Failure(kind=worker_pb2.Failure.PEER, text=f"{self.name(rank)}: {error}")
-            raise GroupFailed(self._step, "offering their state", (), (failure,)) from error
+            self._blame(rank, "offering their state", error)
+
+    def _blame(self, rank: int, doing: str, error: TransferError) -> NoReturn:
+        # Whoever is dead is named with its end; that its state could not be moved is only the consequence.
+        self._ask(doing, _Request(heartbeat=worker_pb2.HeartbeatRequest()), "done", limits.JOIN_S)
+        failure = worker_pb2.Failure(kind=worker_pb2.Failure.PEER, text=f"{self.name(rank)}: {error}")
+        raise GroupFailed(self._step, doing, (), {rank: failure}, size=self._group.size) from error
+
+    def _shares_memory(self, rank: int) -> bool:
+        return self._joined[rank].node_id == self._group.here
 
     def infos(self) -> list[job.WorkerInfo]:
         """The workers as people see them, by rank."""
@@ -180,12 +223,17 @@ class Members:
         size = self._group.size
         by_rank = [requests] * size if isinstance(requests, _Request) else requests
         sent = {rank: request.SerializeToString() for rank, request in enumerate(by_rank)}
-        answered = self._group.call(sent, deadline_s, interrupted or self._interrupted)
+        answered = self._group.call(sent, deadline_s, interrupted or self._interrupted, _is_failure)
         replies = {rank: worker_pb2.WorkerReply.FromString(reply) for rank, reply in answered.by_rank.items()}
-        failures = [reply.failure for _, reply in sorted(replies.items()) if reply.HasField("failure")]
+        failures = {rank: reply.failure for rank, reply in sorted(replies.items()) if reply.HasField("failure")}
         if answered.losses or failures:
-            raise GroupFailed(self._step, doing, answered.losses, failures)
+            silent = sorted(set(sent) - set(replies) - {loss.rank for loss in answered.losses})
+            raise GroupFailed(self._step, doing, answered.losses, failures, silent, size, deadline_s)
         for rank, reply in replies.items():
             if reply.WhichOneof("reply") != expected:
                 raise InternalError(f"worker {rank} answered {reply.WhichOneof('reply')} where {expected} was asked")
         return [replies[rank] for rank in range(size)]
+
+
+def _is_failure(reply: bytes) -> bool:
+    return worker_pb2.WorkerReply.FromString(reply).HasField("failure")

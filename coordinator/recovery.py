@@ -1,50 +1,78 @@
 """What a failure leads to. Pure: a failure in, a decision out; the loop acts.
 
-Today every failure of the group ends the run; a new run goes on from the last checkpoint. Mending a group within its run,
-from the snapshot, will be one more decision here.
+A worker that is lost costs its run no more than the stretch under way: the others go on from the snapshot. The run ends where
+the failure is the job's, or nobody can mend it here, or the same cause came again and again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import final
 
 from coordinator import limits
+from coordinator.exit_status import Cause
 from coordinator.group.group import WorkerLoss
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.internal.v1 import worker_pb2
 from lockstep.v1 import job_spec_pb2
+from worker.limits import SKIPPED_IN_A_ROW
 
 
 @final
 class GroupFailed(Exception):
-    """A call to the group was not answered as it should be."""
+    """A call to a group of `size` workers was not answered as it should be.
+
+    `failures` are the answers that say so, by rank; the `silent` ranks were not lost, but had not answered yet. They have
+    `deadline_s` to do so.
+    """
 
     def __init__(
         self,
         step: int,
         doing: str,
         losses: Sequence[WorkerLoss],
-        failures: Sequence[worker_pb2.Failure],
+        failures: Mapping[int, worker_pb2.Failure],
+        silent: Sequence[int] = (),
+        size: int = 0,
+        deadline_s: float = 0.0,
     ) -> None:
         self.step = step
         self.doing = doing
         self.losses = tuple(losses)
-        self.failures = tuple(failures)
-        super().__init__(step, doing, self.losses, self.failures)
+        self.failures = dict(failures)
+        self.silent = tuple(silent)
+        self.size = size
+        self.deadline_s = deadline_s
+        super().__init__(step, doing, self.losses, self.failures, self.silent, size, deadline_s)
+
+    @property
+    def reached(self) -> int:
+        """The last step that anybody is known to have applied."""
+        return max(self.step, *(failure.step for failure in self.failures.values()), 0)
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """The ranks that cannot go on: gone, failed by themselves, or named as missing by a peer and silent."""
+        gone = {loss.rank for loss in self.losses}
+        for rank, failure in self.failures.items():
+            if failure.kind == worker_pb2.Failure.PEER:
+                gone |= set(failure.missing_ranks) & set(self.silent)
+            else:
+                gone.add(rank)
+        return tuple(sorted(gone))
 
 
 @final
 class NotFinite(Exception):
-    """A number that is not finite turned up; `found` says where, or `vector` names the part of the state that holds it."""
+    """A number that is not finite turned up, and the policy does not pass over it. `found` says where; `vector`, where only
+    the update gave it, which part of the state."""
 
-    def __init__(self, found: worker_pb2.NonFinite | None, vector: str = "", first_step: int = 0, last_step: int = 0) -> None:
+    def __init__(self, found: worker_pb2.NonFinite, vector: str = "") -> None:
         self.found = found
         self.vector = vector
-        self.first_step = first_step
-        self.last_step = last_step
-        super().__init__(found, vector, first_step, last_step)
+        super().__init__(found, vector)
 
 
 @final
@@ -66,6 +94,65 @@ class EndRun:
     cause: agent.RunEnded.Cause.ValueType = agent.RunEnded.CAUSE_UNSPECIFIED
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Regroup:
+    """Form a new group without the `lost` ranks, give it the snapshot, go on. `notice` is the word under which it is told.
+
+    `hire_later` says that replacements may meet the same cause: they are not asked for at once.
+    """
+
+    lost: tuple[int, ...]
+    reason: str
+    notice: str
+    hire_later: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """What failed since a stretch was completed last: the causes that a group may meet again, and the time that was in vain."""
+
+    causes: tuple[str, ...] = ()
+    vain_s: float = 0.0
+
+    def after(
+        self, failure: GroupFailed, policy: job_spec_pb2.NonFinitePolicy.ValueType, vain_s: float
+    ) -> tuple[Regroup | EndRun, Patience]:
+        """What to do about a failure, `vain_s` after the group was formed or completed a stretch; and the patience left."""
+        end = decide(failure, policy)
+        if end.outcome == agent.RunEnded.FAILED or _needs_a_new_run(failure):
+            return end, self
+        left = replace(self, vain_s=self.vain_s + vain_s)
+        if end.cause == agent.RunEnded.OWN:
+            left = replace(left, causes=(*self.causes, _cause(failure)))
+            if left.causes.count(left.causes[-1]) >= limits.SAME_CAUSE_GROUPS:
+                said = f"{end.reason} (so failed {limits.SAME_CAUSE_GROUPS} groups, with no stretch completed between)"
+                return EndRun(agent.RunEnded.FAILED, _cut(said), end.notice), left
+        if left.vain_s > limits.NO_PROGRESS_S:
+            said = f"{end.reason} (groups failed for {left.vain_s / 60:.0f} minutes, with no stretch completed between)"
+            return replace(end, reason=_cut(said)), left
+        return Regroup(failure.lost, end.reason, end.notice, end.cause == agent.RunEnded.OWN), left
+
+
+def _needs_a_new_run(failure: GroupFailed) -> bool:
+    """Whether every worker says that what it reads is not sound: a new run looks at the checkpoints anew."""
+    kinds = {found.kind for found in failure.failures.values()}
+    return not failure.losses and kinds == {worker_pb2.Failure.NODE} and len(failure.failures) == failure.size
+
+
+def _cause(failure: GroupFailed) -> str:
+    """The cause without who and when, so that it is known again."""
+    for loss in failure.losses:
+        if not loss.cause.outside:
+            return loss.text if loss.cause in (Cause.CRASHED, Cause.EXITED) else loss.cause.value
+    first = _first(failure)
+    if first.kind == worker_pb2.Failure.MEMORY:
+        return Cause.OUT_OF_MEMORY.value
+    lines = first.trace.strip().splitlines()
+    return re.sub(r"\d+", "#", lines[-1] if lines else first.text)
+
+
 # Whose failure comes first when several workers fail at once: causes before consequences.
 _ORDER = [
     worker_pb2.Failure.USER,
@@ -78,7 +165,7 @@ _ORDER = [
 
 
 def decide(failure: Failed, policy: job_spec_pb2.NonFinitePolicy.ValueType) -> EndRun:
-    """What to do about a failure of a run."""
+    """How a run ends that does not mend its group."""
     if isinstance(failure, NotFinite):
         return EndRun(agent.RunEnded.FAILED, _not_finite_sentence(failure, policy), "NON_FINITE")
     if isinstance(failure, Corrupted):
@@ -88,8 +175,7 @@ def decide(failure: Failed, policy: job_spec_pb2.NonFinitePolicy.ValueType) -> E
         outside = all(loss.cause.outside for loss in failure.losses)
         cause = agent.RunEnded.OUTSIDE if outside else agent.RunEnded.OWN
         return EndRun(agent.RunEnded.LOST, _cut(f"{said}, {_when(failure)}"), "WORKER_LOST", cause)
-    failures = sorted(failure.failures, key=lambda found: _ORDER.index(found.kind))
-    first = failures[0]
+    first = _first(failure)
     reason = _cut(f"{first.text} ({_when(failure)})")
     if first.kind == worker_pb2.Failure.USER:
         return EndRun(agent.RunEnded.FAILED, reason)
@@ -98,22 +184,32 @@ def decide(failure: Failed, policy: job_spec_pb2.NonFinitePolicy.ValueType) -> E
     return EndRun(agent.RunEnded.LOST, reason, "WORKER_FAILED", agent.RunEnded.OUTSIDE if outside else agent.RunEnded.OWN)
 
 
+def _first(failure: GroupFailed) -> worker_pb2.Failure:
+    return min(failure.failures.values(), key=lambda found: _ORDER.index(found.kind))
+
+
 def _when(failure: GroupFailed) -> str:
     return f"while {failure.doing} after step {failure.step}"
 
 
 def _not_finite_sentence(failure: NotFinite, policy: job_spec_pb2.NonFinitePolicy.ValueType) -> str:
-    remedy = "lower the learning rate, or look at these rows"
+    left_out = "the step was not applied"
     if policy == job_spec_pb2.SKIP_STEP:
-        remedy = "skipping the step is not built yet; " + remedy
-    found = failure.found
-    if found is None:
-        steps = f"steps {failure.first_step} to {failure.last_step}"
-        return f"{failure.vector} held numbers that are not finite after {steps}: {remedy}"
+        left_out = f"it would be number {SKIPPED_IN_A_ROW} in a row that is skipped"
+    return f"{_where(failure.found, failure.vector)}; {left_out}: lower the learning rate, or look at these rows"
+
+
+def skipped_sentence(found: worker_pb2.NonFinite, vector: str = "") -> str:
+    """What a notice says of a step that was skipped."""
+    return f"{_where(found, vector)}; the step was skipped"
+
+
+def _where(found: worker_pb2.NonFinite, vector: str) -> str:
+    if vector:
+        return f"step {found.step}: the update gave {vector} that are not finite, from gradients that are"
     rows = ", ".join(str(row) for row in found.rows)
     where = f" in shard {found.shard}, rows {rows}" if rows else ""
-    layer = found.layer or "a sum of gradients"
-    return f"step {found.step}: {layer} gave a number that is not finite{where}; the step was not applied: {remedy}"
+    return f"step {found.step}: {found.layer or 'a sum of gradients'} gave a number that is not finite{where}"
 
 
 def _cut(text: str) -> str:

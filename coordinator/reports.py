@@ -12,6 +12,11 @@ from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
 
 
+def workers(count: int) -> str:
+    """So many workers, for people."""
+    return "1 worker" if count == 1 else f"{count} workers"
+
+
 @final
 class Reports:
     """The voice of one run. Progress is said at most about once a second, all else at once."""
@@ -26,14 +31,18 @@ class Reports:
         self._unsaid: agent.RunProgress | None = None
         self._recovering = ""
 
-    def started(self, members: Sequence[job.WorkerInfo], start_step: int, fingerprint: str) -> None:
-        """Workers joined and steps begin."""
-        self._append(agent.RunEvent(started=agent.RunStarted(members=members, start_step=start_step, fingerprint=fingerprint)))
+    def started(self, members: Sequence[job.WorkerInfo], start_step: int, fingerprint: str, *, resizable: bool = False) -> None:
+        """Workers joined and steps begin, or go on; `resizable` where more or fewer can do so later."""
+        self._say_progress()
+        self._recovering = ""
+        started = agent.RunStarted(members=members, start_step=start_step, fingerprint=fingerprint, resizable=resizable)
+        self._append(agent.RunEvent(started=started))
         self._on_started()
 
     def recovering(self, word: str, reason: str) -> None:
         """The run waits for what the reason says, under a word for programs; said once while the reason stays the same."""
         if reason != self._recovering:
+            self._say_progress()
             self._recovering = reason
             self.notice(job.Notice.WARNING, word, reason)
             self._append(agent.RunEvent(recovering=agent.RunRecovering(reason=reason[: limits.REASON_CHARACTERS])))

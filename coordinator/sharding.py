@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from lockstep.internal.v1 import agent_service_pb2 as agent
+from lockstep.v1 import training_job_pb2 as job
 
 
-def workers_used(order: agent.RunOrder) -> int:
-    """The workers that a run starts: as granted, and never more than there are shards with rows."""
-    return max(1, min(order.workers, order.plan.filled_shards or order.plan.shards))
+def workers_used(plan: job.Plan, granted: int) -> int:
+    """The workers of a run to which so many are granted: all of them, and never more than there are shards with rows."""
+    return max(1, min(granted, plan.filled_shards or plan.shards))
 
 
 def by_node(nodes: Sequence[str]) -> list[int]:

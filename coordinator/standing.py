@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 from coordinator.controller import Controller
@@ -11,13 +12,17 @@ from coordinator.sharding import Rows
 from coordinator.stretches import Stretch
 from lockstep.contract.manifest import Manifest
 from lockstep.internal.v1 import agent_service_pb2 as agent
+from lockstep.internal.v1 import worker_pb2
 from lockstep.v1 import training_job_pb2 as job
 from worker.specs import optimizer_record
 
 
 @final
 class Standing:
-    """Changes with every stretch, evaluation and recovery. `start` is the step after which the run began."""
+    """Changes with every stretch, evaluation and recovery. `start` is the step after which the run began.
+
+    It is always that of the last snapshot: a stretch that is not completed leaves no trace here but its dropped rows.
+    """
 
     def __init__(self, order: agent.RunOrder) -> None:
         self._total_steps = order.plan.total_steps
@@ -27,12 +32,21 @@ class Standing:
         self.loss: float | None = None
         self.evaluation: Evaluation | None = None  # the last one
         self.controller = Controller(optimizer_record(order.spec.optimizer).schedule)
-        self.computed_rows: list[int] = []
+        self._members: list[tuple[str, int]] = []
+        self._computed: dict[tuple[str, int], int] = {}  # by node and process
+        self._dropped_rows = 0
 
     @property
     def epoch(self) -> int:
         """The epoch of the last step."""
         return self.rows.epoch_of(self.step)
+
+    @property
+    def computed_rows(self) -> list[int]:
+        """By rank of the last group; then, if there are any, the rows of workers that are gone and of dropped steps."""
+        rows = [self._computed.get(member, 0) for member in self._members]
+        others = sum(self._computed.values()) - sum(rows) + self._dropped_rows
+        return [*rows, others] if others else rows
 
     @property
     def finished(self) -> bool:
@@ -51,6 +65,29 @@ class Standing:
                 manifest.validation_metrics,
                 manifest.validation_classes,
             )
+
+    def restart(self) -> None:
+        """Stands before the first step again; the rows that workers computed stay counted."""
+        self.start = self.step = 0
+        self.loss = self.evaluation = None
+        self.controller = Controller(self.controller.schedule)
+
+    def formed(self, members: Sequence[job.WorkerInfo]) -> None:
+        """A group of these workers goes on from here."""
+        self._members = [(member.node, member.pid) for member in members]
+
+    def stepped(self, replies: Sequence[worker_pb2.StretchReply]) -> None:
+        """A stretch was taken; its answers are by rank."""
+        self.step = replies[0].step
+        self.controller = self.controller.skipped(replies[0].skipped_steps, replies[0].skipped_in_a_row)
+        if replies[0].losses:
+            self.loss = replies[0].losses[-1].loss
+        for member, reply in zip(self._members, replies, strict=True):
+            self._computed[member] = self._computed.get(member, 0) + reply.computed_rows
+
+    def dropped(self, reached: int) -> None:
+        """The steps up to `reached` were applied by a group that failed before its snapshot; they are taken again."""
+        self._dropped_rows += self.rows.between(self.step, reached)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """The last step was evaluated."""
@@ -72,9 +109,10 @@ class Standing:
             loss=self.loss,
             samples_per_second=self.rows.between(stretch.first - 1, self.step) / seconds if seconds > 0 else 0.0,
             step_seconds=step_s,
-            workers=len(self.computed_rows),
+            workers=len(self._members),
+            skipped_steps=self.controller.skipped_steps,
             applied_rows=self.rows.up_to(self.step),
-            replayed_rows=self.rows.between(self.start, min(self.step, self._furthest_step)),
+            replayed_rows=self.rows.between(self.start, min(self.step, self._furthest_step)) + self._dropped_rows,
         )
         if stretch.first > self.start + 1:  # the first stretch warms all up: it says nothing about the others
             progress.remaining_seconds = step_s * (self._total_steps - self.step)

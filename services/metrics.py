@@ -120,6 +120,11 @@ class Families(Collector):
         replayed = CounterMetricFamily(
             "lockstep_job_replayed_rows", "Rows that were computed again after failures.", labels=["training_job"]
         )
+        skipped = CounterMetricFamily(
+            "lockstep_job_skipped_steps",
+            "Steps whose update was left out because their gradient was not finite.",
+            labels=["training_job"],
+        )
         heard = GaugeMetricFamily(
             "lockstep_job_update_timestamp_seconds",
             "When anything was last heard of a live job; long ago, though it is RUNNING, means that its coordinator hangs.",
@@ -131,7 +136,8 @@ class Families(Collector):
                 states.add_metric([job.job_id, state], float(state == job.state))
             applied.add_metric([job.job_id], job.applied_rows)
             replayed.add_metric([job.job_id], job.replayed_rows)
-        yield from (states, applied, replayed, heard)
+            skipped.add_metric([job.job_id], job.progress.skipped_steps if job.progress is not None else 0)
+        yield from (states, applied, replayed, skipped, heard)
         progress = {job.job_id: job.progress for job in self._snapshot.jobs if job.progress is not None}
         for name, text, field in GAUGES:
             yield _gauge(name, text, progress, field)

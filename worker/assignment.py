@@ -10,7 +10,8 @@ from typing import final
 
 from lockstep.contract.arithmetic import default_shards
 from lockstep.contract.errors import InternalError
-from lockstep.internal.v1.worker_pb2 import PrepareReply, PrepareRequest, SnapshotReply
+from lockstep.internal.v1.worker_pb2 import PrepareReply, PrepareRequest, ReceiveReply, SnapshotReply
+from lockstep.v1.job_spec_pb2 import NonFinitePolicy
 from worker.build import build_model, build_update
 from worker.collective.barrier import Barrier
 from worker.collective.handshake import Membership
@@ -73,7 +74,9 @@ class Assignment:
         self._segment = Segment.create(self._segment_layout.size, self._group_number, self.rank)
         self._member = Membership(request.group_key, order.run_number, self._group_number, self.rank)
         try:
-            self._listener = Listener(host, self._member, lambda link: serve_state(link, self.rank, self._offered))
+            self._listener = Listener(
+                host, self._member, lambda link: serve_state(link, self.rank, self._offered, self._wanted)
+            )
         except BaseException:
             self._segment.close()
             raise
@@ -83,11 +86,11 @@ class Assignment:
         self.stretches: Stretches | None = None
         self.evaluation: Evaluator | None = None
         self._gradient_check: JobGradientCheck | None = None
-        self._offered_step = -1
+        self._offered_step = self._wanted_step = -1
 
     @property
     def step(self) -> int:
-        """The last applied step."""
+        """The last step that was applied or skipped."""
         return self.stretches.step if self.stretches is not None else 0
 
     @property
@@ -163,6 +166,7 @@ class Assignment:
             deadlines=self._deadlines,
             first_shard=owned[0],
             total_steps=self._total_steps,
+            skips=self._spec.non_finite == NonFinitePolicy.SKIP_STEP,
         )
         self.evaluation = Evaluator(model, self._source, self._validation_rows, self.rank, len(self.nodes))
 
@@ -179,6 +183,27 @@ class Assignment:
         vectors = read_state(folder, self._layout, self._update.state_names) if checkpoint_folder else {}
         for name, own in zip(self._update.state_names, self._memory.state, strict=True):
             own[:] = vectors[name][slice(*self.chunk)] if vectors else 0
+        self.stretches.step = step
+
+    def receive(self, step: int) -> ReceiveReply:
+        """Says where the coordinator is to put the state after `step`: the node's parameters (its leader), the own chunks."""
+        self.hide()
+        self._wanted_step = step
+        first, end = self.chunk
+        reply = ReceiveReply()
+        if self._leads:
+            reply.vectors.add(name="parameters", first=0, end=self._layout.size, segment_offset=self._segment_layout.parameters)
+        for name, at in zip(self._update.state_names, self._segment_layout.state, strict=True):
+            reply.vectors.add(name=name, first=first, end=end, segment_offset=at)
+        return reply
+
+    def restore_received(self, step: int) -> None:
+        """The state after `step` is in its place. Raises InternalError when it was not to come."""
+        if self.stretches is None or step != self._wanted_step:
+            raise InternalError(
+                f"the state after step {step} was put in place; that after step {self._wanted_step} was to come"
+            )
+        self.hide()
         self.stretches.step = step
 
     def gradient_check(self) -> JobGradientCheck:
@@ -205,12 +230,18 @@ class Assignment:
         return reply
 
     def hide(self) -> None:
-        """The state is about to change: it is not offered any more."""
-        self._offered_step = -1
+        """The state is about to change by steps: it is not offered any more, and none is to come."""
+        self._offered_step = self._wanted_step = -1
 
     def _offered(self, step: int, name: str, first: int, end: int) -> F32 | None:
+        return self._range(name, first, end) if step == self._offered_step else None
+
+    def _wanted(self, step: int, name: str, first: int, end: int) -> F32 | None:
+        return self._range(name, first, end) if step == self._wanted_step else None
+
+    def _range(self, name: str, first: int, end: int) -> F32 | None:
         memory = self._memory
-        if memory is None or step != self._offered_step:
+        if memory is None:
             return None
         if name == "parameters":
             return memory.parameters[first:end] if first <= end <= self._layout.size else None

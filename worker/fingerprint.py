@@ -26,14 +26,13 @@ _ELEMENTS = 4099
 def fingerprint() -> tuple[str, dict[str, str]]:
     """(SHA-256 in hex, explanation). The same on two nodes if their kernels give the same bits; computed with one BLAS thread.
 
-    The explanation names NumPy's version, BLAS with its version and kernel, the active CPU features, libm and Python; two nodes
-    that differ in it may still have the same fingerprint.
+    Two nodes that differ in the explanation may still have the same fingerprint.
     """
     digest = hashlib.sha256()
     with threadpool_limits(limits=1, user_api="blas"):
         for result in _results():
             digest.update(np.ascontiguousarray(result).tobytes())
-    return digest.hexdigest(), _explanation()
+    return digest.hexdigest(), explanation()
 
 
 def _results() -> Iterator[NDArray[np.floating]]:
@@ -84,7 +83,8 @@ def _numbers(at: int, count: int) -> Floats:
     return np.subtract(np.multiply(u, np.float32(4)), np.float32(2))
 
 
-def _explanation() -> dict[str, str]:
+def explanation() -> dict[str, str]:
+    """What explains a fingerprint: NumPy's version, BLAS with its version and kernel, the active CPU features, libm, Python."""
     blas = [info for info in threadpool_info() if info.get("user_api") == "blas"]
     return {
         "numpy": np.__version__,

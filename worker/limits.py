@@ -41,6 +41,10 @@ STEP_TIMES = 4096
 # Rows that are named when a shard is not finite.
 NAMED_ROWS = 16
 
+# Skipped steps of a stretch that are located, each of which takes its pass once more; and how many may follow each other.
+NAMED_SKIPS = 4
+SKIPPED_IN_A_ROW = 100
+
 # Rows of a gradient check, elements of one tensor that it compares, and evaluations of the loss that all of them take; one
 # element of each tensor is compared whatever it takes.
 GRADIENT_CHECK_ROWS = 16

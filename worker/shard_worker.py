@@ -23,6 +23,8 @@ from lockstep.internal.v1.worker_pb2 import (
     PeersRequest,
     PrepareReply,
     PrepareRequest,
+    ReceiveReply,
+    ReceiveRequest,
     RestoreRequest,
     SnapshotReply,
     SnapshotRequest,
@@ -40,10 +42,13 @@ from worker.memory import usable_memory_bytes
 
 @final
 class ShardWorker:
-    """One worker. `handle` takes one request at a time; a heartbeat may come beside it, from another thread."""
+    """One worker. `handle` takes one request at a time; a heartbeat may come beside it, from another thread.
 
-    def __init__(self, node_id: str, host: str) -> None:
-        self._node_id, self._host = node_id, host
+    `unfit` says why it has not the kernels that it was to have; it says so on joining.
+    """
+
+    def __init__(self, node_id: str, host: str, unfit: str = "") -> None:
+        self._node_id, self._host, self._unfit = node_id, host, unfit
         # Two threads of the BLAS give other bits than one; the limit holds as long as this object does.
         self._one_thread = threadpool_limits(limits=1)
         self._assignment: Assignment | None = None
@@ -51,6 +56,7 @@ class ShardWorker:
             "join": ("join", self._join),
             "prepare": ("prepare", self._prepare),
             "connect": ("done", self._connect),
+            "receive": ("receive", self._receive),
             "restore": ("done", self._restore),
             "stretch": ("stretch", self._stretch),
             "evaluate": ("evaluate", self._evaluate),
@@ -97,6 +103,7 @@ class ShardWorker:
             host=socket.gethostname(),
             memory_bytes=usable_memory_bytes(),
             node_id=self._node_id,
+            unfit=self._unfit,
         )
 
     def _prepare(self, request: PrepareRequest) -> PrepareReply:
@@ -108,8 +115,14 @@ class ShardWorker:
         self._prepared().connect(request.peers)
         return Done()
 
+    def _receive(self, request: ReceiveRequest) -> ReceiveReply:
+        return self._prepared().receive(request.step)
+
     def _restore(self, request: RestoreRequest) -> Done:
-        self._prepared().restore(request.step, request.checkpoint_folder)
+        if request.received:
+            self._prepared().restore_received(request.step)
+        else:
+            self._prepared().restore(request.step, request.checkpoint_folder)
         return Done()
 
     def _stretch(self, request: StretchRequest) -> StretchReply:
@@ -117,7 +130,7 @@ class ShardWorker:
         if assignment.stretches is None or request.first_step != assignment.step + 1:
             raise InternalError(f"a stretch from step {request.first_step} was asked after step {assignment.step}")
         assignment.hide()
-        return assignment.stretches.run(request.first_step, request.last_step, request.rate_factor)
+        return assignment.stretches.run(request)
 
     def _evaluate(self, request: EvaluateRequest) -> EvaluateReply:
         assignment = self._prepared()

@@ -9,12 +9,12 @@ import google_crc32c
 import numpy as np
 
 from lockstep.contract.arithmetic import point_interval
-from lockstep.internal.v1.worker_pb2 import NonFinite, StepLoss, StretchReply
+from lockstep.internal.v1.worker_pb2 import NonFinite, StepLoss, StretchReply, StretchRequest
 from worker.collective.peers import Deadlines
 from worker.collective.plan import NodeMemory, StepSums
 from worker.collective.reduce import Reduction
 from worker.collective.shared_memory import F32
-from worker.limits import NAMED_ROWS, STEP_TIMES, TRANSFER_BYTES
+from worker.limits import NAMED_ROWS, NAMED_SKIPS, SKIPPED_IN_A_ROW, STEP_TIMES, TRANSFER_BYTES
 from worker.nn.model import Model, Result
 from worker.nn.schedules import learning_rate
 from worker.nn.streams import Streams
@@ -26,7 +26,7 @@ _NOTHING = Result((), (), True)
 
 @final
 class Stretches:
-    """Takes the steps of one worker. `step` is the last one that was applied."""
+    """Takes the steps of one worker. `step` is the last one that was applied or skipped."""
 
     def __init__(
         self,
@@ -39,23 +39,23 @@ class Stretches:
         deadlines: Deadlines,
         first_shard: int,
         total_steps: int,
+        skips: bool,
     ) -> None:
         self._rank, self._model, self._rows = rank, model, rows
         self._reduction, self._memory = reduction, memory
         self._optimizer, self._deadlines, self._first_shard = optimizer, deadlines, first_shard
-        self._total_steps, self._points = total_steps, point_interval(total_steps)
+        self._total_steps, self._points, self._skips = total_steps, point_interval(total_steps), skips
         self._times = np.zeros(STEP_TIMES)
         self._stepped = False
         self.step = 0
 
-    def run(self, first_step: int, last_step: int, rate_factor: float) -> StretchReply:
-        """Takes the steps, both included, at their learning rates times `rate_factor`.
-
-        Ends before a step whose gradient is not finite anywhere; that is in the reply.
-        """
+    def run(self, request: StretchRequest) -> StretchReply:
+        """Takes the steps. One whose gradient is not finite anywhere is skipped, or ends the stretch before it."""
+        first_step, last_step = request.first_step, request.last_step
         reply = StretchReply()
         began, waited_s, clock = time.perf_counter(), self._reduction.waited_s, time.perf_counter
         computed_rows, epoch, reports_losses = 0, self._rows.steps_per_epoch, self._rank == 0
+        rate_factor, skipped, in_a_row = request.rate_factor, request.skipped_steps, request.skipped_in_a_row
         with np.errstate(all="ignore"):
             for step in range(first_step, last_step + 1):
                 step_began = clock()
@@ -66,10 +66,23 @@ class Stretches:
                 shards.fill(batch)
                 result = self._forward_backward(shards, step)
                 sums = self._reduction.step(
-                    shards.filled, len(batch), step, rate, result.finite, result.loss_sums, result.denominators
+                    shards.filled,
+                    len(batch),
+                    step,
+                    rate,
+                    result.finite,
+                    result.loss_sums,
+                    result.denominators,
+                    skipped,
                 )
 
-                if not sums.finite:
+                if sums.finite:
+                    in_a_row = 0
+                elif self._skips and in_a_row + 1 < SKIPPED_IN_A_ROW:
+                    skipped, in_a_row = skipped + 1, in_a_row + 1
+                    if len(reply.skipped) < NAMED_SKIPS:
+                        reply.skipped.append(self._locate(shards, batch, step, result))
+                else:
                     reply.non_finite.CopyFrom(self._locate(shards, batch, step, result))
                     break
                 self.step = step
@@ -79,6 +92,7 @@ class Stretches:
                 self._took(step - first_step, clock() - step_began)
         steps = min(self.step - first_step + 1, STEP_TIMES)
         reply.step, reply.computed_rows = self.step, computed_rows
+        reply.skipped_steps, reply.skipped_in_a_row = skipped - request.skipped_steps, in_a_row
         reply.total_seconds = clock() - began
         reply.wait_seconds = self._reduction.waited_s - waited_s
         reply.compute_seconds = reply.total_seconds - reply.wait_seconds

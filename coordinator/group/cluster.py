@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-from coordinator.group.group import WorkerGroup
+from coordinator.group.group import SHARD_WORKER, WorkerGroup
 from coordinator.preflight import Needs
 from lockstep.v1 import cluster_service_pb2 as cluster
 
@@ -35,5 +35,5 @@ class Cluster(ABC):
         """Keeps workers ready on the nodes for the group that will be made; never waits. To be called every second."""
 
     @abstractmethod
-    def group(self) -> WorkerGroup:
-        """A new group without workers."""
+    def group(self, handler: str = SHARD_WORKER) -> WorkerGroup:
+        """A new group without workers; its processes will host the handler."""

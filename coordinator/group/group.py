@@ -10,6 +10,7 @@ from coordinator.exit_status import Cause
 
 # What a worker's process hosts: "module:attribute", called with node_id and host, with handle(bytes) -> bytes.
 SHARD_WORKER = "worker.shard_worker:ShardWorker"
+PORTABLE_WORKER = "worker.portable:portable_worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class WorkerLoss:
 
 @dataclass(frozen=True, slots=True)
 class Replies:
-    """The answers to one call, by rank, and the workers that were lost on the way; a rank is in one of them or in none."""
+    """The answers to one call, by rank, and the workers that were lost on the way; a rank in neither still owes its answer."""
 
     by_rank: Mapping[int, bytes]
     losses: Sequence[WorkerLoss]
@@ -54,10 +55,16 @@ def never() -> bool:
     return False
 
 
+def no_alarm(reply: bytes) -> bool:
+    """No answer changes how long the others are awaited."""
+    return False
+
+
 class WorkerGroup(ABC):
     """Workers that step together, as processes: ranks 0 to size - 1. Bytes in, bytes out; no meaning is looked at here.
 
-    A worker that died is known at once; one that hangs, after the deadline of the call. No worker is ever started again.
+    A worker that died is known at once; one that hangs, after the deadline of the call. No worker is ever started again; others
+    may come in the place of those that are lost, or on top.
     """
 
     @property
@@ -75,15 +82,45 @@ class WorkerGroup(ABC):
         """Starts all workers or none. Raises GroupStartFailed, Interrupted."""
 
     @abstractmethod
-    def call(self, requests: Mapping[int, bytes], deadline_s: float, interrupted: Callable[[], bool] = never) -> Replies:
+    def call(
+        self,
+        requests: Mapping[int, bytes],
+        deadline_s: float,
+        interrupted: Callable[[], bool] = never,
+        alarm: Callable[[bytes], bool] = no_alarm,
+    ) -> Replies:
         """Sends each rank its request and collects the answers until all are there, a worker is lost, or time is up.
 
-        After a loss the others are awaited for a short grace only. Raises Interrupted.
+        After a loss, or an answer that is an alarm, the others are awaited for a short grace only, and `settle` comes before
+        the next call. Raises Interrupted.
+        """
+
+    @abstractmethod
+    def settle(self, deadline_s: float, interrupted: Callable[[], bool] = never) -> Replies:
+        """Collects the answers that are still owed; whoever is lost meanwhile or does not answer in time is among the losses.
+
+        Raises Interrupted.
         """
 
     @abstractmethod
     def keep(self, ranks: Sequence[int]) -> None:
-        """Goes on with these workers, renumbered in this order; the others are ended."""
+        """Goes on with these workers, renumbered in this order; the others are ended, and their places given back."""
+
+    @abstractmethod
+    def hire(self, workers: int) -> None:
+        """Sees to it that so many more workers are on their way or have arrived; those too many are sent home. Never waits."""
+
+    @abstractmethod
+    def arrived(self) -> int:
+        """How many of the hired ones could join now. Never waits."""
+
+    @abstractmethod
+    def failed(self) -> Sequence[WorkerLoss]:
+        """Those hired that died before they arrived, each once; their ranks are those that they would have had."""
+
+    @abstractmethod
+    def welcome(self) -> None:
+        """Takes those that have arrived into the group, as its last ranks."""
 
     @abstractmethod
     def beat(self) -> None:

@@ -13,7 +13,7 @@ from coordinator import limits
 from coordinator.exit_codes import EXIT_SILENCE
 from lockstep.internal.v1 import worker_pb2
 
-_HEARTBEAT = worker_pb2.WorkerRequest(heartbeat=worker_pb2.HeartbeatRequest()).SerializeToString()
+HEARTBEAT = worker_pb2.WorkerRequest(heartbeat=worker_pb2.HeartbeatRequest()).SerializeToString()
 
 
 class Handler(Protocol):
@@ -47,7 +47,7 @@ class Host:
     def beat(self) -> None:
         """The coordinator lives."""
         self._heard = time.monotonic()
-        self._handler.handle(_HEARTBEAT)
+        self._handler.handle(HEARTBEAT)
 
     def _watch(self) -> None:
         while True:

@@ -12,10 +12,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import final
 
+import structlog
+
 from coordinator import framing, limits
 from coordinator.exit_status import Cause, interpret, out_of_memory_kills
 from coordinator.group.cluster import Cluster
-from coordinator.group.group import SHARD_WORKER, GroupStartFailed, Interrupted, Replies, WorkerGroup, WorkerLoss, never
+from coordinator.group.group import (
+    SHARD_WORKER,
+    GroupStartFailed,
+    Interrupted,
+    Replies,
+    WorkerGroup,
+    WorkerLoss,
+    never,
+    no_alarm,
+)
+from coordinator.group.host import HEARTBEAT
 from coordinator.group.process import BEAT, REQUEST
 from coordinator.preflight import Needs, lacks
 from lockstep.v1 import cluster_service_pb2 as cluster
@@ -48,8 +60,8 @@ class LocalCluster(Cluster):
     def prepare(self, nodes: Sequence[cluster.Node]) -> None:
         return None  # a process is started in no time
 
-    def group(self) -> WorkerGroup:
-        return LocalGroup(environments=self._environments)
+    def group(self, handler: str = SHARD_WORKER) -> WorkerGroup:
+        return LocalGroup(handler, self._environments)
 
 
 @final
@@ -72,6 +84,7 @@ class _Worker:
         os.set_blocking(self.stdout, False)
         self.frames = framing.Frames()
         self.writing = threading.Lock()
+        self.there = False  # of a hired one: it has answered
         self.closed = False  # under `writing`: a descriptor's number is soon another file's
 
     def send(self, payload: bytes, deadline: float) -> bool:
@@ -122,6 +135,11 @@ class LocalGroup(WorkerGroup):
         self._handler = handler
         self._environments = environments or {}
         self._workers: list[_Worker] = []
+        self._hired: list[_Worker] = []
+        self._failed: list[WorkerLoss] = []
+        self._again_at = 0.0
+        self._owing: set[_Worker] = set()
+        self._started = 0
         self._out_of_memory = 0
 
     @property
@@ -139,24 +157,58 @@ class LocalGroup(WorkerGroup):
     def start(self, workers: int, deadline_s: float, interrupted: Callable[[], bool] = never) -> None:
         self._out_of_memory = out_of_memory_kills()
         try:
-            for number in range(workers):
-                self._workers.append(_Worker(self._handler, NODE, self._environments.get(number, {})))
+            for _ in range(workers):
+                self._workers.append(self._new_worker())
         except OSError as error:
             self.close()
             raise GroupStartFailed(f"a worker process could not be started: {error}", outside=False) from error
 
-    def call(self, requests: Mapping[int, bytes], deadline_s: float, interrupted: Callable[[], bool] = never) -> Replies:
+    def _new_worker(self) -> _Worker:
+        worker = _Worker(self._handler, NODE, self._environments.get(self._started, {}))
+        self._started += 1
+        return worker
+
+    def call(
+        self,
+        requests: Mapping[int, bytes],
+        deadline_s: float,
+        interrupted: Callable[[], bool] = never,
+        alarm: Callable[[bytes], bool] = no_alarm,
+    ) -> Replies:
         deadline = time.monotonic() + deadline_s
+        for rank, request in requests.items():
+            self._workers[rank].send(request, deadline)  # one that is gone is seen below, by the end of its replies
+        replies, losses, alarmed = self._collect(set(requests), deadline, interrupted, alarm)
+        owing = sorted(set(requests) - set(replies) - set(losses))
+        if not losses and not alarmed:
+            losses.update({rank: self._loss(rank, Cause.LATE, f"did not answer within {deadline_s:.0f} s") for rank in owing})
+        self._owing = {self._workers[rank] for rank in owing}
+        return Replies(replies, tuple(losses[rank] for rank in sorted(losses)))
+
+    def settle(self, deadline_s: float, interrupted: Callable[[], bool] = never) -> Replies:
+        owing = {rank for rank, worker in enumerate(self._workers) if worker in self._owing}
+        replies, losses, _ = self._collect(owing, time.monotonic() + deadline_s, interrupted, no_alarm, grace=False)
+        for rank in owing - set(replies) - set(losses):
+            losses[rank] = self._loss(rank, Cause.LATE, f"did not answer within {deadline_s:.0f} s")
+        self._owing.clear()
+        return Replies(replies, tuple(losses[rank] for rank in sorted(losses)))
+
+    def _collect(
+        self,
+        waiting: set[int],
+        deadline: float,
+        interrupted: Callable[[], bool],
+        alarm: Callable[[bytes], bool],
+        grace: bool = True,
+    ) -> tuple[dict[int, bytes], dict[int, WorkerLoss], bool]:
+        """Answers and losses by rank, and whether there was an alarm; until all came, the deadline, or a loss and the grace."""
         poll = select.poll()
-        rank_of = {}
+        rank_of = {self._workers[rank].stdout: rank for rank in waiting}
+        for fd in rank_of:
+            poll.register(fd, select.POLLIN)
         replies: dict[int, bytes] = {}
         losses: dict[int, WorkerLoss] = {}
-        for rank, request in requests.items():
-            worker = self._workers[rank]
-            rank_of[worker.stdout] = rank
-            poll.register(worker.stdout, select.POLLIN)
-            worker.send(request, deadline)  # one that is gone is seen below, by the end of its replies
-        waiting = set(requests)
+        alarmed = False
         while waiting:
             if interrupted():
                 raise Interrupted
@@ -169,19 +221,19 @@ class LocalGroup(WorkerGroup):
                     data = os.read(fd, _READ_BYTES)
                     for reply in self._workers[rank].frames.feed(data):
                         replies[rank] = reply
-                    done, lost = rank in replies, not data
+                    lost = not data
                 except framing.FrameError as error:
-                    done, lost = False, True
+                    lost = True
                     losses[rank] = self._loss(rank, Cause.CRASHED, f"sent what is no reply: {error}")
-                if done or lost:
-                    poll.unregister(fd)
-                    waiting.discard(rank)
                 if lost and rank not in losses:
                     losses[rank] = self._dead(rank)
+                if rank in replies or lost:
+                    poll.unregister(fd)
+                    waiting = waiting - {rank}
+                alarmed = alarmed or (rank in replies and alarm(replies[rank]))
+                if grace and (lost or alarmed):
                     deadline = min(deadline, time.monotonic() + limits.LOSS_GRACE_S)
-        if not losses:
-            losses.update({rank: self._loss(rank, Cause.LATE, f"did not answer within {deadline_s:.0f} s") for rank in waiting})
-        return Replies(replies, tuple(losses[rank] for rank in sorted(losses)))
+        return replies, losses, alarmed
 
     def _dead(self, rank: int) -> WorkerLoss:
         try:
@@ -200,12 +252,48 @@ class LocalGroup(WorkerGroup):
         self._workers = kept
         for worker in dropped:
             worker.kill()
+        self._out_of_memory = out_of_memory_kills()
+
+    def hire(self, workers: int) -> None:
+        while len(self._hired) > workers:
+            self._hired.pop().kill()
+        try:
+            while len(self._hired) < workers and time.monotonic() >= self._again_at:
+                self._hired.append(self._new_worker())
+                self._hired[-1].send(HEARTBEAT, time.monotonic() + limits.POLL_S)  # its answer says that it is there
+        except OSError as error:
+            structlog.get_logger().warning("no worker process could be started", reason=str(error))
+
+    def arrived(self) -> int:
+        for worker in list(self._hired):
+            try:
+                data = os.read(worker.stdout, _READ_BYTES)
+                worker.there = worker.there or bool(worker.frames.feed(data))
+            except BlockingIOError:
+                continue
+            if not data:
+                self._hired.remove(worker)
+                code = worker.process.wait(limits.KILL_S)
+                worker.kill()
+                self._failed.append(WorkerLoss(self.size, NODE, worker.process.pid, *interpret(code)))
+                self._again_at = time.monotonic() + limits.HIRE_AGAIN_S
+        return sum(worker.there for worker in self._hired)
+
+    def failed(self) -> Sequence[WorkerLoss]:
+        failed, self._failed = self._failed, []
+        return failed
+
+    def welcome(self) -> None:
+        self._workers += [worker for worker in self._hired if worker.there]
+        self._hired = [worker for worker in self._hired if not worker.there]
 
     def beat(self) -> None:
-        for worker in list(self._workers):
+        for worker in [*self._workers, *self._hired]:
             worker.beat()
 
     def close(self) -> None:
-        workers, self._workers = self._workers, []
+        workers = [*self._workers, *self._hired]
+        self._workers, self._hired = [], []
+        self._owing.clear()
         for worker in workers:
             worker.kill()

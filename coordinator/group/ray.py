@@ -1,18 +1,17 @@
-"""Workers as Ray actors: the only file that imports ray. Ray places and delivers; Lockstep decides."""
+"""Workers as Ray actors: places for them, and calls to them. Ray places and delivers; Lockstep decides."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, final
 
 import ray
-import structlog
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -23,13 +22,22 @@ from ray.exceptions import (
     RayTaskError,
 )
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from coordinator import limits
 from coordinator.exit_status import Cause, out_of_memory_kills
 from coordinator.group.cluster import Cluster, ClusterUnreachable
-from coordinator.group.group import SHARD_WORKER, GroupStartFailed, Interrupted, Replies, WorkerGroup, WorkerLoss, never
-from coordinator.group.host import Host
+from coordinator.group.group import (
+    SHARD_WORKER,
+    GroupStartFailed,
+    Interrupted,
+    Replies,
+    WorkerGroup,
+    WorkerLoss,
+    never,
+    no_alarm,
+)
+from coordinator.group.ray_actors import Ready, end_actor, first_line, give_back, last_line, new_actor
 from coordinator.preflight import Needs, lacks
 from lockstep.v1 import cluster_service_pb2 as cluster
 
@@ -45,7 +53,7 @@ class RayCluster(Cluster):
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._ready = _Ready(SHARD_WORKER)
+        self._ready = Ready(SHARD_WORKER)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -58,7 +66,7 @@ class RayCluster(Cluster):
             )
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
             raise ClusterUnreachable(
-                f"Ray at {self._address} cannot be reached ({type(error).__name__}: {_first_line(error)}); see that its head "
+                f"Ray at {self._address} cannot be reached ({type(error).__name__}: {first_line(error)}); see that its head "
                 "runs, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are the same as there"
             ) from error
         try:
@@ -70,7 +78,7 @@ class RayCluster(Cluster):
         try:
             nodes = _ray.nodes()
         except (RayError, ConnectionError, RuntimeError) as error:
-            raise ClusterUnreachable(f"Ray does not list its nodes: {_first_line(error)}") from error
+            raise ClusterUnreachable(f"Ray does not list its nodes: {first_line(error)}") from error
         found = [
             cluster.Node(node_id=node["NodeID"], address=node["NodeManagerAddress"], slots=int(node["Resources"]["CPU"]))
             for node in nodes
@@ -86,106 +94,60 @@ class RayCluster(Cluster):
         except GetTimeoutError:
             return [f"did not answer the preflight within {deadline_s:.0f} s; see its Ray log"]
         except RayError as error:
-            return [f"the preflight could not run there: {_first_line(error)}"]
+            return [f"the preflight could not run there: {first_line(error)}"]
         return found
 
     def prepare(self, nodes: Sequence[cluster.Node]) -> None:
         self._ready.keep(nodes)
 
-    def group(self) -> WorkerGroup:
-        return RayGroup(ready=self._ready)
-
-
-class _Actor:
-    """A worker in its own process; beats are heard while a request is at work."""
-
-    def __init__(self, handler: str) -> None:
-        self._node_id = ray.get_runtime_context().get_node_id()
-        self._host = Host(handler, self._node_id, _ray.util.get_node_ip_address())
-
-    def describe(self) -> tuple[str, int]:
-        """Node id and process id."""
-        return self._node_id, os.getpid()
-
-    def handle(self, request: bytes) -> bytes:
-        return self._host.handle(request)
-
-    @ray.method(concurrency_group="beat")
-    def beat(self) -> None:
-        self._host.beat()
-
-
-def _actor_class() -> Any:
-    return _ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"beat": 1})(_Actor)
+    def group(self, handler: str = SHARD_WORKER) -> WorkerGroup:
+        return RayGroup(handler, self._ready)
 
 
 @final
-class _Ready:
-    """Actors without CPUs that wait on the nodes: a new process would need a second to import what a worker imports.
+@dataclass(slots=True)
+class _Place:
+    """CPUs that a placement group holds for the actors on them; the actors themselves take none, so it can go without them."""
 
-    They belong to this driver and end with it. A group takes those on the nodes where its bundles were placed.
-    """
+    group: PlacementGroup
+    actors: list[Any]
 
-    def __init__(self, handler: str) -> None:
-        self._handler = handler
-        self._actors: dict[str, list[Any]] = {}
-        self._beats: dict[Any, Any] = {}
-        self._beaten_at = self._again_at = 0.0
 
-    def keep(self, nodes: Sequence[cluster.Node]) -> None:
-        """Makes what is missing, drops what is gone, beats the rest every few seconds."""
-        for reference in [beat for beat in self._beats.values() if ray.wait([beat], timeout=0)[0]]:
-            try:
-                ray.get(reference)
-            except RayError:
-                self._drop(reference)
-                self._again_at = time.monotonic() + limits.READY_AGAIN_S  # a node on which none can live is no busy loop
-        there = {node.node_id: min(node.slots, limits.READY_WORKERS) for node in nodes}
-        for node_id in set(self._actors) - set(there):
-            del self._actors[node_id]
-        for node_id, wanted in there.items():
-            actors = self._actors.setdefault(node_id, [])
-            strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
-            while len(actors) < wanted and time.monotonic() >= self._again_at:
-                actors.append(_actor_class().options(num_cpus=0, scheduling_strategy=strategy).remote(self._handler))
-        now = time.monotonic()
-        if now - self._beaten_at >= limits.HEARTBEAT_S:
-            self._beaten_at = now
-            self._beats = {actor: actor.beat.remote() for actors in self._actors.values() for actor in actors}
+@final
+@dataclass(slots=True)
+class _Hired:
+    """A worker on its way: first it has a place, then a process, and at last it has said where and who it is."""
 
-    def _drop(self, reference: Any) -> None:
-        gone = next(actor for actor, beat in self._beats.items() if beat == reference)
-        del self._beats[gone]
-        for actors in self._actors.values():
-            if gone in actors:
-                actors.remove(gone)
+    place: _Place
+    description: tuple[str, int] | None = None
+    _reference: Any = None
 
-    def take(self, node_ids: Sequence[str]) -> list[Any | None]:
-        """An actor for each place, None where there is none; the others are ended.
-
-        None is given once they were left without a beat for long, as while a lock or a placement was awaited: they may have
-        ended themselves.
-        """
-        heard = time.monotonic() - self._beaten_at < limits.WORKER_SILENCE_S / 2
-        taken = [self._actors[node].pop(0) if heard and self._actors.get(node) else None for node in node_ids]
-        for actors in self._actors.values():
-            for actor in actors:
-                ray.kill(actor, no_restart=True)
-        self._actors.clear()
-        self._beats.clear()
-        return taken
+    def look(self, handler: str) -> None:
+        """Goes on where that can be done at once. Raises RayError."""
+        if not self.place.actors:
+            table = placement_group_table(self.place.group)
+            if table["state"] == "CREATED":
+                actor = new_actor(handler, table["bundles_to_node_id"][0])
+                self.place.actors.append(actor)
+                self._reference = actor.describe.remote()
+        elif self.description is None and ray.wait([self._reference], timeout=0)[0]:
+            self.description = ray.get(self._reference, timeout=limits.JOIN_S)
 
 
 @final
 class RayGroup(WorkerGroup):
-    """One actor per worker, for each of which a placement group holds one CPU; never restarted, never detached."""
+    """One actor per worker, with one CPU held for it on its node; never restarted, never detached."""
 
-    def __init__(self, handler: str = SHARD_WORKER, ready: _Ready | None = None) -> None:
+    def __init__(self, handler: str = SHARD_WORKER, ready: Ready | None = None) -> None:
         self._handler = handler
         self._ready = ready
-        self._placement: PlacementGroup | None = None
+        self._places: list[_Place] = []
         self._actors: list[Any] = []
         self._descriptions: list[tuple[str, int]] = []
+        self._hired: list[_Hired] = []
+        self._failed: list[WorkerLoss] = []
+        self._again_at = 0.0
+        self._owed: dict[Any, Any] = {}  # the answers that are still to come, by actor
         self._beats: dict[Any, Any] = {}
         self._out_of_memory = 0
 
@@ -205,8 +167,9 @@ class RayGroup(WorkerGroup):
         deadline = time.monotonic() + deadline_s
         self._out_of_memory = out_of_memory_kills()
         try:
-            self._placement = placement_group([{"CPU": 1}] * workers, strategy="PACK")
-            while not self._placement.wait(limits.POLL_S):
+            place = _Place(placement_group([{"CPU": 1}] * workers, strategy="PACK"), [])
+            self._places.append(place)
+            while not place.group.wait(limits.POLL_S):
                 if interrupted():
                     raise Interrupted
                 if time.monotonic() > deadline:
@@ -215,15 +178,18 @@ class RayGroup(WorkerGroup):
                         "add nodes, or ask for fewer workers",
                         outside=True,
                     )
-            placed = placement_group_table(self._placement)["bundles_to_node_id"]
-            ready = self._ready.take([placed[bundle] for bundle in range(workers)]) if self._ready else [None] * workers
+            placed = placement_group_table(place.group)["bundles_to_node_id"]
+            node_ids = [placed[bundle] for bundle in range(workers)]
+            ready = self._ready.take(self._handler, node_ids) if self._ready else [None] * workers
             self._actors = [
-                actor if actor is not None else self._new_actor(self._placement, bundle) for bundle, actor in enumerate(ready)
+                actor if actor is not None else new_actor(self._handler, node_id)
+                for actor, node_id in zip(ready, node_ids, strict=True)
             ]
+            place.actors += self._actors
             references = [actor.describe.remote() for actor in self._actors]
             self._descriptions = [("", 0)] * workers
             described: dict[int, tuple[str, int]] = {}
-            losses = self._collect(references, dict(enumerate(references)), described, deadline, interrupted)
+            losses, _ = self._collect(dict(enumerate(references)), described, deadline, interrupted)
             if losses or len(described) < workers:
                 raise GroupStartFailed(
                     str(losses[0]) if losses else f"{workers - len(described)} of {workers} workers did not start in time",
@@ -235,35 +201,53 @@ class RayGroup(WorkerGroup):
             raise
         except RayError as error:
             self.close()
-            raise GroupStartFailed(f"Ray did not start the workers: {_first_line(error)}", outside=True) from error
+            raise GroupStartFailed(f"Ray did not start the workers: {first_line(error)}", outside=True) from error
 
-    def _new_actor(self, placement: PlacementGroup, bundle: int) -> Any:
-        strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=bundle)
-        return _actor_class().options(num_cpus=1, scheduling_strategy=strategy).remote(self._handler)
-
-    def call(self, requests: Mapping[int, bytes], deadline_s: float, interrupted: Callable[[], bool] = never) -> Replies:
+    def call(
+        self,
+        requests: Mapping[int, bytes],
+        deadline_s: float,
+        interrupted: Callable[[], bool] = never,
+        alarm: Callable[[bytes], bool] = no_alarm,
+    ) -> Replies:
         deadline = time.monotonic() + deadline_s
-        reference_of = {rank: self._actors[rank].handle.remote(request) for rank, request in requests.items()}
+        references = {rank: self._actors[rank].handle.remote(request) for rank, request in requests.items()}
         replies: dict[int, bytes] = {}
-        losses = self._collect(list(reference_of.values()), reference_of, replies, deadline, interrupted)
-        if not losses:
-            losses = [
+        losses, alarmed = self._collect(references, replies, deadline, interrupted, alarm)
+        owing = sorted(set(requests) - set(replies) - {loss.rank for loss in losses})
+        if not losses and not alarmed:
+            losses = [self._loss(rank, Cause.LATE, f"did not answer within {deadline_s:.0f} s") for rank in owing]
+        self._owed = {self._actors[rank]: references[rank] for rank in owing}
+        return Replies(replies, tuple(losses))
+
+    def settle(self, deadline_s: float, interrupted: Callable[[], bool] = never) -> Replies:
+        owed = {rank: self._owed[actor] for rank, actor in enumerate(self._actors) if actor in self._owed}
+        replies: dict[int, bytes] = {}
+        losses: list[WorkerLoss] = []
+        while owed:
+            found, _ = self._collect(owed, replies, time.monotonic() + deadline_s, interrupted)
+            late = not found
+            losses += found or [
                 self._loss(rank, Cause.LATE, f"did not answer within {deadline_s:.0f} s")
-                for rank in sorted(set(requests) - set(replies))
+                for rank in owed
+                if rank not in replies
             ]
+            gone = {loss.rank for loss in losses}
+            owed = {rank: reference for rank, reference in owed.items() if not late and rank not in gone | replies.keys()}
+        self._owed.clear()
         return Replies(replies, tuple(losses))
 
     def _collect(
         self,
-        waiting: list[Any],
         reference_of: Mapping[int, Any],
         values: dict[int, T],
         deadline: float,
         interrupted: Callable[[], bool],
-    ) -> list[WorkerLoss]:
-        """Fills `values` by rank until all are there, the deadline passed, or a loss and its grace."""
+        alarm: Callable[[Any], bool] = no_alarm,
+    ) -> tuple[list[WorkerLoss], bool]:
+        """Fills `values` by rank until all are there, the deadline passed, or a loss or an alarm and its grace."""
         rank_of = {reference: rank for rank, reference in reference_of.items()}
-        losses = []
+        waiting, losses, alarmed = list(rank_of), [], False
         while waiting:
             if interrupted():
                 raise Interrupted
@@ -275,14 +259,16 @@ class RayGroup(WorkerGroup):
                 rank = rank_of[reference]
                 try:
                     values[rank] = ray.get(reference, timeout=limits.JOIN_S)
+                    alarmed = alarmed or alarm(values[rank])
                 except RayError as error:
                     losses.append(self._interpret(rank, error))
-                    deadline = min(deadline, time.monotonic() + limits.LOSS_GRACE_S)
-        return sorted(losses, key=lambda loss: loss.rank)
+            if losses or alarmed:
+                deadline = min(deadline, time.monotonic() + limits.LOSS_GRACE_S)
+        return sorted(losses, key=lambda loss: loss.rank), alarmed
 
     def _interpret(self, rank: int, error: RayError) -> WorkerLoss:
         if isinstance(error, RayTaskError):
-            return self._loss(rank, Cause.CRASHED, f"failed to start or to answer: {_first_line(error.cause or error)}")
+            return self._loss(rank, Cause.CRASHED, f"failed to start or to answer: {first_line(error.cause or error)}")
         if isinstance(error, OutOfMemoryError):
             return self._loss(rank, Cause.OUT_OF_MEMORY, "was killed by Ray because its node ran out of memory")
         if isinstance(error, ActorUnavailableError):
@@ -296,54 +282,90 @@ class RayGroup(WorkerGroup):
             if "out of memory" in text.lower() or out_of_memory_kills() > self._out_of_memory:
                 return self._loss(rank, Cause.OUT_OF_MEMORY, "was killed by the kernel because memory ran out")
             if "creation task" in text or "__init__" in text:
-                return self._loss(rank, Cause.CRASHED, f"failed to start: {_last_line(error)}")
+                return self._loss(rank, Cause.CRASHED, f"failed to start: {last_line(error)}")
             return self._loss(rank, Cause.KILLED, "died: it was killed from outside, or crashed; its node's log says more")
-        return self._loss(rank, Cause.UNREACHABLE, f"did not answer: {_first_line(error)}")
+        return self._loss(rank, Cause.UNREACHABLE, f"did not answer: {first_line(error)}")
 
     def _loss(self, rank: int, cause: Cause, text: str) -> WorkerLoss:
         node, pid = self._descriptions[rank]
         return WorkerLoss(rank, node, pid, cause, text)
 
     def keep(self, ranks: Sequence[int]) -> None:
-        dropped = [actor for rank, actor in enumerate(self._actors) if rank not in ranks]
+        dropped = [rank for rank in range(len(self._actors)) if rank not in ranks]
+        gone = [self._actors[rank] for rank in dropped]
+        for rank in dropped:
+            end_actor(self._actors[rank], *self._descriptions[rank])
+        node_of = {actor: node for actor, (node, _) in zip(self._actors, self._descriptions, strict=True)}
         self._actors = [self._actors[rank] for rank in ranks]
         self._descriptions = [self._descriptions[rank] for rank in ranks]
-        for actor in dropped:
-            ray.kill(actor, no_restart=True)
+        self._beats = {actor: beat for actor, beat in self._beats.items() if actor not in gone}
+        self._out_of_memory = out_of_memory_kills()
+        for place in [place for place in self._places if any(actor in gone for actor in place.actors)]:
+            # A placement group can only go as a whole: those who stay get places of their own, where they are.
+            self._places.remove(place)
+            give_back(partial(remove_placement_group, place.group))
+            self._places += [_Place(_held_on(node_of[actor]), [actor]) for actor in place.actors if actor not in gone]
+
+    def hire(self, workers: int) -> None:
+        while len(self._hired) > workers:
+            self._send_home(self._hired[-1])
+        while len(self._hired) < workers and time.monotonic() >= self._again_at:
+            self._hired.append(_Hired(_Place(placement_group([{"CPU": 1}], strategy="PACK"), [])))
+
+    def _send_home(self, hired: _Hired) -> None:
+        self._hired.remove(hired)
+        for actor in hired.place.actors:
+            give_back(partial(ray.kill, actor, no_restart=True))
+        give_back(partial(remove_placement_group, hired.place.group))
+
+    def arrived(self) -> int:
+        for hired in list(self._hired):
+            try:
+                hired.look(self._handler)
+            except RayError as error:
+                self._failed.append(WorkerLoss(self.size, "", 0, Cause.CRASHED, f"failed to start: {last_line(error)}"))
+                self._send_home(hired)
+                self._again_at = time.monotonic() + limits.HIRE_AGAIN_S
+        return sum(hired.description is not None for hired in self._hired)
+
+    def failed(self) -> Sequence[WorkerLoss]:
+        failed, self._failed = self._failed, []
+        return failed
+
+    def welcome(self) -> None:
+        for hired in list(self._hired):
+            if hired.description is not None:
+                self._hired.remove(hired)
+                self._places.append(hired.place)
+                self._descriptions.append(hired.description)
+                self._actors += hired.place.actors
 
     def beat(self) -> None:
-        for actor in list(self._actors):
+        for actor in [*self._actors, *(actor for hired in list(self._hired) for actor in hired.place.actors)]:
             last = self._beats.get(actor)
             if last is None or ray.wait([last], timeout=0)[0]:  # one that hangs gets no second beat on top
                 self._beats[actor] = actor.beat.remote()
 
     def close(self) -> None:
         actors, self._actors = self._actors, []
-        placement, self._placement = self._placement, None
+        places, self._places = self._places, []
         self._beats.clear()
+        self._owed.clear()
         for actor in actors:
-            _give_back(partial(ray.kill, actor, no_restart=True))
-        if placement is not None:
-            _give_back(partial(remove_placement_group, placement))
+            give_back(partial(ray.kill, actor, no_restart=True))
+        for place in places:
+            give_back(partial(remove_placement_group, place.group))
+        while self._hired:
+            self._send_home(self._hired[-1])
 
 
-def _give_back(act: Callable[[], object]) -> None:
-    """Gives something back to Ray. Once the head is gone it cannot take it; that must not stand in place of the run's end."""
-    try:
-        act()
-    except RayError as error:
-        structlog.get_logger().warning("not given back to Ray", reason=_first_line(error))
+def _held_on(node_id: str) -> PlacementGroup:
+    """A place on this very node."""
+    address = next((node["NodeManagerAddress"] for node in _ray.nodes() if node["NodeID"] == node_id), "")
+    bundle = {"CPU": 1.0, f"node:{address}": 0.001} if address else {"CPU": 1.0}
+    held: PlacementGroup = placement_group([bundle], strategy="PACK")
+    return held
 
 
 def _free_cpus() -> float:
     return float(_ray.available_resources().get("CPU", 0.0))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__

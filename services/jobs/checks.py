@@ -11,7 +11,7 @@ from lockstep.contract.arithmetic import BATCH_STATISTICS_ROWS, filled_shards, v
 from lockstep.contract.digests import uses_controller
 from lockstep.contract.errors import UserError, Violation
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
-from lockstep.v1.job_spec_pb2 import Arithmetic, JobSpec, NonFinitePolicy
+from lockstep.v1.job_spec_pb2 import JobSpec
 from worker.nn.shapes import LayerShapes, check_against_dataset, flattened
 from worker.specs import (
     Architecture,
@@ -139,14 +139,6 @@ def workers(spec: JobSpec, batch: BatchShards) -> Iterator[Violation]:
             f"{'training.shards' if shards == batch.shards else 'a larger training.batch_size'}",
             "WORKERS_ABOVE_SHARDS",
         )
-
-
-def not_built(spec: JobSpec) -> Iterator[Violation]:
-    """Options of the training that the contract has and this release has not."""
-    if spec.training.arithmetic == Arithmetic.PORTABLE:
-        yield Violation("training.arithmetic", "PORTABLE", "this option is not built yet; use NATIVE", "OPTION_NOT_BUILT")
-    if spec.non_finite == NonFinitePolicy.SKIP_STEP:
-        yield Violation("non_finite", "SKIP_STEP", "this option is not built yet; use FAIL", "OPTION_NOT_BUILT")
 
 
 def plateau(spec: JobSpec) -> Iterator[Violation]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from coordinator.group.group import Interrupted, Replies, WorkerGroup, never
+from coordinator.group.group import Interrupted, Replies, WorkerGroup, WorkerLoss, never, no_alarm
 from lockstep.internal.v1 import worker_pb2
 from worker.shard_worker import ShardWorker
 
@@ -28,7 +28,13 @@ class InMemoryGroup(WorkerGroup):
     def start(self, workers: int, deadline_s: float, interrupted: Callable[[], bool] = never) -> None:
         assert workers == 1
 
-    def call(self, requests: Mapping[int, bytes], deadline_s: float, interrupted: Callable[[], bool] = never) -> Replies:
+    def call(
+        self,
+        requests: Mapping[int, bytes],
+        deadline_s: float,
+        interrupted: Callable[[], bool] = never,
+        alarm: Callable[[bytes], bool] = no_alarm,
+    ) -> Replies:
         request = worker_pb2.WorkerRequest.FromString(requests[0])
         evaluates = request.HasField("evaluate")
         if evaluates:
@@ -41,6 +47,21 @@ class InMemoryGroup(WorkerGroup):
             for part in reply.evaluate.sums:
                 part.loss_sum, part.denominator = self._losses(request.evaluate.step), 1.0
         return Replies({0: reply.SerializeToString()}, ())
+
+    def settle(self, deadline_s: float, interrupted: Callable[[], bool] = never) -> Replies:
+        return Replies({}, ())
+
+    def hire(self, workers: int) -> None:
+        assert workers == 0
+
+    def arrived(self) -> int:
+        return 0
+
+    def failed(self) -> Sequence[WorkerLoss]:
+        return ()
+
+    def welcome(self) -> None:
+        return None
 
     def keep(self, ranks: Sequence[int]) -> None:
         assert list(ranks) == [0]

@@ -31,12 +31,13 @@ class RayHead:
         self.folder = Path(tempfile.mkdtemp(prefix="lsray"))
         token = self.folder / "token"
         token.write_text(secrets.token_hex(32))
+        root = Path(__file__).parents[2]
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_BACKEND_LOG_LEVEL": "error",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": os.pathsep.join([str(root), str(root / "client")]),
         }
         port, client_port = _free_ports(2)
         self.address = f"127.0.0.1:{port}"

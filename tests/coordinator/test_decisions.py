@@ -16,7 +16,7 @@ from coordinator.exit_status import Cause, interpret, out_of_memory_kills
 from coordinator.group.group import WorkerLoss
 from coordinator.joining import NotFitting, admit
 from coordinator.preflight import Needs, lacks, write_marker
-from coordinator.recovery import Corrupted, GroupFailed, NotFinite, decide
+from coordinator.recovery import Corrupted, GroupFailed, NotFinite, decide, skipped_sentence
 from coordinator.sharding import Rows, by_node, workers_used
 from coordinator.snapshots import Snapshot
 from coordinator.stretches import Cadence, Pace, next_stretch
@@ -101,8 +101,8 @@ def test_each_row_of_an_epoch_is_applied_once(training_rows: int, batch_size: in
 
 def test_workers_of_a_node_are_neighbours_and_never_more_than_shards() -> None:
     assert by_node(["b", "a", "b", "c", "a"]) == [0, 2, 1, 4, 3]
-    assert workers_used(agent.RunOrder(workers=8, plan=job.Plan(shards=4))) == 4
-    assert workers_used(agent.RunOrder(workers=2, plan=job.Plan(shards=4))) == 2
+    assert workers_used(job.Plan(shards=4), 8) == 4
+    assert workers_used(job.Plan(shards=4), 2) == 2
 
 
 @given(st.integers(1, 40), st.lists(st.floats(-1e6, 1e6), min_size=40, max_size=40))
@@ -140,6 +140,18 @@ def reply(fingerprint: str, node: str = "n", **explanation: str) -> worker_pb2.J
     return worker_pb2.JoinReply(fingerprint=fingerprint, node_id=node, host="h-" + node, explanation=explanation)
 
 
+def test_a_worker_without_the_portable_kernels_is_refused_with_its_reason() -> None:
+    unfit = reply("most", node="old")
+    unfit.unfit = "its processor lacks fma"
+    admitted = admit([unfit, unfit, reply("portable")], "", 1)
+    assert (admitted.ranks, admitted.fingerprint) == ([2], "portable")
+    assert (
+        "worker 0 (node old, host h-old) cannot compute the portable arithmetic: its processor lacks fma" in admitted.refused[0]
+    )
+    with pytest.raises(NotFitting, match=r"0 of 1 workers.*lacks fma"):
+        admit([unfit], "", 1)
+
+
 def test_a_worker_that_differs_is_refused_with_both_fingerprints_and_what_differs() -> None:
     joined = [reply("odd", "b", kernel="Prescott", numpy="2.4"), *[reply("most", "a", kernel="Haswell", numpy="2.4")] * 2]
     admitted = admit(joined, "", 1)
@@ -165,10 +177,10 @@ LOSS = WorkerLoss(3, "node-b", 77, Cause.OUT_OF_MEMORY, "was killed by the kerne
 
 def test_a_lost_worker_comes_before_the_peers_that_miss_it() -> None:
     peer = worker_pb2.Failure(kind=worker_pb2.Failure.PEER, text="worker 3 did not reach step 812")
-    end = decide(GroupFailed(811, "taking steps 812 to 900", [LOSS], [peer]), job_spec_pb2.FAIL)
+    end = decide(GroupFailed(811, "taking steps 812 to 900", [LOSS], {0: peer}), job_spec_pb2.FAIL)
     assert end.outcome == agent.RunEnded.LOST
     assert "worker 3" in end.reason and "memory" in end.reason and "811" in end.reason and "812" in end.reason
-    alone = decide(GroupFailed(811, "taking steps 812 to 900", [], [peer]), job_spec_pb2.FAIL)
+    alone = decide(GroupFailed(811, "taking steps 812 to 900", [], {0: peer}), job_spec_pb2.FAIL)
     assert alone.cause == agent.RunEnded.OUTSIDE and "did not reach step 812" in alone.reason
 
 
@@ -188,7 +200,7 @@ def test_a_cause_comes_before_its_consequences(
         worker_pb2.Failure(kind=worker_pb2.Failure.PEER, text="consequence"),
         worker_pb2.Failure(kind=kind, text="the cause"),
     ]
-    end = decide(GroupFailed(1, "evaluating", [], failures), job_spec_pb2.FAIL)
+    end = decide(GroupFailed(1, "evaluating", [], dict(enumerate(failures))), job_spec_pb2.FAIL)
     assert end.outcome == outcome and end.reason.startswith("the cause")
 
 
@@ -205,10 +217,10 @@ def test_a_cause_comes_before_its_consequences(
 )
 def test_a_loss_from_outside_is_no_cause_of_its_own_whatever_its_sentence(causes: list[Cause], own: bool) -> None:
     losses = [WorkerLoss(rank, "node-b", 77, cause, "agent head node gone") for rank, cause in enumerate(causes)]
-    end = decide(GroupFailed(811, "taking steps", losses, []), job_spec_pb2.FAIL)
+    end = decide(GroupFailed(811, "taking steps", losses, {}), job_spec_pb2.FAIL)
     assert end.cause == (agent.RunEnded.OWN if own else agent.RunEnded.OUTSIDE)
     failure = worker_pb2.Failure(kind=worker_pb2.Failure.INTERNAL, text="killed from outside")
-    assert decide(GroupFailed(1, "evaluating", [], [failure]), job_spec_pb2.FAIL).cause == agent.RunEnded.OWN
+    assert decide(GroupFailed(1, "evaluating", [], {0: failure}), job_spec_pb2.FAIL).cause == agent.RunEnded.OWN
 
 
 def test_a_number_that_is_not_finite_is_named_with_step_layer_shard_and_rows() -> None:
@@ -216,8 +228,11 @@ def test_a_number_that_is_not_finite_is_named_with_step_layer_shard_and_rows() -
     end = decide(NotFinite(found), job_spec_pb2.FAIL)
     assert end.outcome == agent.RunEnded.FAILED and end.notice == "NON_FINITE"
     assert all(word in end.reason for word in ("step 12", "layers[2].dense", "shard 3", "rows 5, 9"))
-    state = decide(NotFinite(None, "velocity", 5, 9), job_spec_pb2.SKIP_STEP)
-    assert "velocity" in state.reason and "steps 5 to 9" in state.reason and "not built" in state.reason
+    skipped = decide(NotFinite(found), job_spec_pb2.SKIP_STEP)
+    assert skipped.outcome == agent.RunEnded.FAILED and "number 100 in a row that is skipped" in skipped.reason
+    state = decide(NotFinite(worker_pb2.NonFinite(step=9), "velocity"), job_spec_pb2.FAIL)
+    assert "step 9: the update gave velocity that are not finite" in state.reason and "not applied" in state.reason
+    assert skipped_sentence(found).endswith("rows 5, 9; the step was skipped")
 
 
 def test_a_snapshot_names_the_vector_that_holds_what_is_not_finite() -> None:
@@ -235,7 +250,7 @@ def test_corruption_is_told_and_a_new_run_goes_on() -> None:
 
 def test_reasons_are_bounded() -> None:
     failure = worker_pb2.Failure(kind=worker_pb2.Failure.INTERNAL, text="x" * 100_000)
-    assert len(decide(GroupFailed(1, "evaluating", [], [failure]), job_spec_pb2.FAIL).reason) <= limits.REASON_CHARACTERS
+    assert len(decide(GroupFailed(1, "evaluating", [], {0: failure}), job_spec_pb2.FAIL).reason) <= limits.REASON_CHARACTERS
 
 
 def test_exit_statuses_are_read() -> None:

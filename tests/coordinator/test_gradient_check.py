@@ -14,7 +14,7 @@ import pytest
 from coordinator import limits
 from coordinator.exit_status import Cause
 from coordinator.gradient_check import verdict, worst_error
-from coordinator.group.group import GroupStartFailed, Replies, WorkerGroup, WorkerLoss, never
+from coordinator.group.group import GroupStartFailed, Replies, WorkerGroup, WorkerLoss, never, no_alarm
 from coordinator.group.local import LocalGroup
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
@@ -55,12 +55,33 @@ class GroupHere(WorkerGroup):
     def start(self, workers: int, deadline_s: float, interrupted: Callable[[], bool] = never) -> None:
         self._workers = [ShardWorker("local", "127.0.0.1") for _ in range(workers)]
 
-    def call(self, requests: Mapping[int, bytes], deadline_s: float, interrupted: Callable[[], bool] = never) -> Replies:
+    def call(
+        self,
+        requests: Mapping[int, bytes],
+        deadline_s: float,
+        interrupted: Callable[[], bool] = never,
+        alarm: Callable[[bytes], bool] = no_alarm,
+    ) -> Replies:
         assert 0 < deadline_s <= limits.GRADIENT_CHECK_S
         self._calls += 1
         if self._calls == self._lost_at:
             return Replies({}, [WorkerLoss(0, "local", 1, Cause.CRASHED, "crashed (SIGSEGV)")])
         return Replies({rank: self._workers[rank].handle(request) for rank, request in requests.items()}, [])
+
+    def settle(self, deadline_s: float, interrupted: Callable[[], bool] = never) -> Replies:
+        return Replies({}, [])
+
+    def hire(self, workers: int) -> None:
+        pass
+
+    def arrived(self) -> int:
+        return 0
+
+    def failed(self) -> Sequence[WorkerLoss]:
+        return ()
+
+    def welcome(self) -> None:
+        pass
 
     def keep(self, ranks: Sequence[int]) -> None:
         assert list(ranks) == [0]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -145,6 +145,53 @@ def test_keep_renumbers_and_ends_the_others(make: MakeGroup) -> None:
     wait_gone(before[1])
 
 
+def test_hired_workers_arrive_by_themselves_and_are_welcomed_as_the_last(make: MakeGroup) -> None:
+    group = make(2)
+    before = pids(group)
+    os.kill(before[0], signal.SIGKILL)
+    assert group.call({0: b"echo", 1: b"echo"}, 20).losses[0].rank == 0
+    group.keep([1])
+    group.hire(3)
+    group.hire(2)
+    with Heartbeat(group, 0.05):
+        end = time.monotonic() + 30
+        while group.arrived() < 2:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    assert group.size == 1
+    group.welcome()
+    after = pids(group)
+    assert group.size == 3 and after[0] == before[1] and len({*before, *after}) == 4
+    assert not group.failed() and group.arrived() == 0
+    group.keep([0, 2])
+    wait_gone(before[0], after[1])
+    assert pids(group) == [after[0], after[2]]
+
+
+def test_hired_workers_that_die_are_told_once(make: MakeGroup, leaf: MakeGroup) -> None:
+    group = leaf(BROKEN)
+    try:
+        group.hire(1)
+        end = time.monotonic() + 30
+        while not (failed := group.failed()):
+            assert group.arrived() == 0 and time.monotonic() < end
+            time.sleep(0.02)
+        group.hire(1)  # not so soon
+        assert len(failed) == 1 and not failed[0].cause.outside and not group.failed()
+    finally:
+        group.close()
+
+
+def test_after_an_alarm_the_others_still_owe_their_answers_and_the_next_call_gets_its_own(make: MakeGroup) -> None:
+    group = make(3)
+    answered = group.call({0: b"echo alarm", 1: b"sleep 1.5", 2: b"sleep 60"}, 30, alarm=lambda reply: reply == b"alarm")
+    assert answered.by_rank == {0: b"alarm"} and not answered.losses
+    settled = group.settle(4)
+    assert settled.by_rank == {1: b"slept"} and [(loss.rank, loss.cause) for loss in settled.losses] == [(2, Cause.LATE)]
+    group.keep([1, 0])
+    assert group.call({0: b"echo one", 1: b"echo zero"}, 20).by_rank == {0: b"one", 1: b"zero"}
+
+
 def test_beats_arrive_while_a_request_is_at_work(make: MakeGroup) -> None:
     group = make(1)
     with Heartbeat(group, 0.05):
@@ -176,6 +223,7 @@ def test_a_head_that_is_gone_does_not_stand_in_place_of_the_runs_end(leaf: MakeG
     from ray.exceptions import RayError
 
     from coordinator.group import ray as module
+    from coordinator.group.ray import _Place
 
     tried: list[str] = []
 
@@ -189,7 +237,7 @@ def test_a_head_that_is_gone_does_not_stand_in_place_of_the_runs_end(leaf: MakeG
     monkeypatch.setattr(ray, "kill", gone("kill"))
     monkeypatch.setattr(module, "remove_placement_group", gone("placement"))
     group = leaf()
-    group._actors, group._placement = ["one", "two"], "placement"
+    group._actors, group._places = ["one", "two"], [_Place(cast(Any, "placement"), [])]
     group.close()
     assert tried == ["kill", "kill", "placement"]
     group.close()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from coordinator import checkpoint_folder, limits, members
+from coordinator import checkpoint_folder, limits
 from coordinator.checkpoint_folder import NoSpace
+from coordinator.group.group import PORTABLE_WORKER
 from coordinator.group.local import LocalGroup
 from coordinator.model_files import ModelFiles
 from lockstep.contract.manifest import MODEL_FILE
@@ -25,7 +26,6 @@ from lockstep.v1.model_pb2 import Dense, Embedding, Layer, ModelSpec
 from tests.coordinator.one_run import Wanted, curve, kinds, run_once
 from tests.coordinator.small_job import make_order
 from worker.data.ingest import ingest
-from worker.state_transfer import TransferError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -156,39 +156,6 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_notice(tmp_path: Path, undis
     assert MODEL_FILE in notices[0].text and "step" in notices[0].text
 
 
-def test_a_killed_worker_ends_the_run_as_lost_and_is_named(tmp_path: Path) -> None:
-    order = make_order(tmp_path, epochs=100_000, workers=2)
-    group = LocalGroup()
-    calls = 0
-
-    def kill_later() -> bool:
-        nonlocal calls
-        calls += 1
-        if calls == 12:
-            os.kill(group.pids()[1], signal.SIGKILL)
-        return False
-
-    wanted = Wanted()
-    wanted.cancelled = kill_later  # type: ignore[method-assign]
-    ended, events = run_once(order, tmp_path, wanted, make_group=lambda: group)
-    assert (ended.outcome, ended.cause) == (agent.RunEnded.LOST, agent.RunEnded.OUTSIDE)
-    assert "worker 1" in ended.reason and "SIGKILL" in ended.reason
-    assert events[-1].notice.reason == "WORKER_LOST"
-
-
-def test_a_worker_that_dies_while_its_state_is_read_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    group = LocalGroup()
-
-    def die(*arguments: Any) -> Any:
-        os.kill(group.pids()[1], signal.SIGKILL)
-        raise TransferError("its segment cannot be opened")
-
-    monkeypatch.setattr(members, "fetch_state", die)
-    ended, _ = run_once(make_order(tmp_path, workers=2), tmp_path, Wanted(), make_group=lambda: group)
-    assert (ended.outcome, ended.cause) == (agent.RunEnded.LOST, agent.RunEnded.OUTSIDE)
-    assert "worker 1" in ended.reason and "SIGKILL" in ended.reason
-
-
 def test_a_class_on_one_side_of_the_split_is_told(tmp_path: Path) -> None:
     order = make_order(tmp_path)
     assert ModelFiles(order, tmp_path).classes_on_one_side() == []
@@ -215,11 +182,30 @@ def test_cancel_ends_a_stretch_under_way(tmp_path: Path) -> None:
     assert fresh.outcome == agent.RunEnded.PAUSED and not events
 
 
+def test_a_run_starts_on_the_slots_that_it_has_by_now(tmp_path: Path, undisturbed: agent.RunEnded) -> None:
+    wanted = Wanted()
+    wanted.count = 1
+    ended, _ = run_once(make_order(tmp_path, workers=2), tmp_path, wanted)
+    assert len(ended.computed_rows) == 1 and ended.result.weights_sha256 == undisturbed.result.weights_sha256
+
+
 def test_a_worker_of_another_kernel_is_refused_and_the_others_go_on(tmp_path: Path, undisturbed: agent.RunEnded) -> None:
     ended, events = run_once(make_order(tmp_path, workers=3), tmp_path, environments={0: ANOTHER_KERNEL})
     assert ended.result.weights_sha256 == undisturbed.result.weights_sha256 and len(ended.computed_rows) == 2
     assert events[0].notice.reason == "NODE_FINGERPRINT_DIFFERS"
     assert undisturbed.result.fingerprint in events[0].notice.text and "worker 0" in events[0].notice.text
+
+
+def test_portable_workers_under_unlike_variables_share_a_job(tmp_path: Path) -> None:
+    environments = {0: {"OPENBLAS_CORETYPE": "SkylakeX"}, 1: ANOTHER_KERNEL, 2: {"NPY_ENABLE_CPU_FEATURES": "X86_V3"}}
+    made = set()
+    for workers in (1, 3):
+        files = tmp_path / str(workers)
+        group = partial(LocalGroup, PORTABLE_WORKER, environments)
+        ended, events = run_once(make_order(files, workers=workers), files, make_group=group)
+        assert len(ended.computed_rows) == workers and "notice" not in kinds(events)
+        made.add((ended.result.weights_sha256, ended.result.fingerprint))
+    assert len(made) == 1
 
 
 def test_without_a_fitting_node_the_run_waits_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,9 +120,10 @@ def started(step: int = 0, workers: int = 1) -> dict[str, Any]:
     return {"started": pb.RunStarted(members=members, start_step=step, fingerprint="f" * 64)}
 
 
-def progress(step: int, rows: int = 0, replayed: int = 0) -> dict[str, Any]:
+def progress(step: int, rows: int = 0, replayed: int = 0, skipped: int = 0) -> dict[str, Any]:
     """A run came further."""
     message = Progress(step=step, total_steps=240, epoch=1, loss=1.0 / step, applied_rows=rows or step, replayed_rows=replayed)
+    message.skipped_steps = skipped
     return {"progress": pb.RunProgress(progress=message, computed_rows=[rows or step])}
 
 

@@ -290,7 +290,7 @@ async def test_recovering_keeps_its_slots_and_counters_never_go_backwards(api: R
         await agent.sync(slots=2)
         await agent.wish(job)
         await agent.say(job, 1, **started(workers=2))
-        await agent.say(job, 1, **progress(50, rows=6400, replayed=10))
+        await agent.say(job, 1, **progress(50, rows=6400, replayed=10, skipped=3))
         await agent.say(job, 1, recovering=pb.RunRecovering(reason="worker 1 did not reach step 51"))
         shown = await api.get(f"jobs/{job}")
         assert shown.state == S.RECOVERING and shown.status_detail == "worker 1 did not reach step 51"
@@ -298,10 +298,11 @@ async def test_recovering_keeps_its_slots_and_counters_never_go_backwards(api: R
         await agent.say(job, 1, **ended(Outcome.LOST, "the coordinator crashed", 50))
         await agent.wish(job, 2)
         await agent.say(job, 2, **started(step=40))
-        await agent.say(job, 2, **progress(45, rows=5760, replayed=640))
+        await agent.say(job, 2, **progress(45, rows=5760, replayed=640, skipped=2))
         shown = await api.get(f"jobs/{job}")
         assert shown.progress.step == 45
         assert (shown.progress.applied_rows, shown.progress.replayed_rows) == (6400, 650)
+        assert shown.progress.skipped_steps == 3
         assert [run.start_step for run in shown.runs] == [0, 40]
         assert (await api.get(f"jobs/{other}")).state == S.QUEUED
 

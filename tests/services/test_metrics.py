@@ -54,11 +54,12 @@ async def test_series_of_a_job_live_as_long_as_it_does(api: Running) -> None:
         await agent.sync()
         await agent.wish(job)
         await agent.say(job, 1, **started())
-        await agent.say(job, 1, **progress(7, rows=896))
+        await agent.say(job, 1, **progress(7, rows=896, skipped=2))
         found = await scraped(api)
         assert found["lockstep_job_step", label] == 7 and found["lockstep_job_loss", label] == 1 / 7
         assert found["lockstep_job_applied_rows_total", label] == 896
         assert found["lockstep_job_replayed_rows_total", label] == 0
+        assert found["lockstep_job_skipped_steps_total", label] == 2
         assert found["lockstep_job_state", (("state", "RUNNING"), *label)] == 1
         assert found["lockstep_job_state", (("state", "QUEUED"), *label)] == 0
         assert ("lockstep_job_validation_loss", label) not in found

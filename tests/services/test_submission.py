@@ -106,6 +106,17 @@ def test_what_decides_the_weights_changes_the_digest() -> None:
     assert digest(prepare(spec(), Version("digits", "cd" * 32, DIGITS))) != plain
 
 
+def test_portable_arithmetic_and_skipped_steps_are_other_digests() -> None:
+    training = {"epochs": 1, "batch_size": 8}
+    native, same, portable = (
+        prepare(spec(training=training | changes), VERSION).arithmetic_digest
+        for changes in ({}, {"arithmetic": "NATIVE"}, {"arithmetic": "PORTABLE"})
+    )
+    assert native == same != portable
+    skipping = prepare(spec(training=training, non_finite="SKIP_STEP"), VERSION).arithmetic_digest
+    assert skipping != native == prepare(spec(training=training, non_finite="FAIL"), VERSION).arithmetic_digest
+
+
 def test_a_batch_above_the_rows_is_one_short_batch_and_said() -> None:
     job = prepare(spec(training={"epochs": 2, "batch_size": 4096}), VERSION)
     assert job.plan.steps_per_epoch == 1 and "one short batch of 1,438 rows" in job.warnings[0]
@@ -169,7 +180,6 @@ def test_all_violations_at_once() -> None:
         ({"validation_fraction": "Infinity"}, "validation_fraction"),
         ({"validation_fraction": -1e300}, "validation_fraction"),
         ({"model": {"layers": [{"parallel": {}}, {"dense": {"units": 10}}]}}, "model.layers[0].parallel.branches"),
-        ({"training": {"epochs": 1, "batch_size": 8, "arithmetic": "PORTABLE"}}, "training.arithmetic"),
         ({"name": "Digits"}, "name"),
         ({"labels": {"k": "v" * 64}}, "labels.k"),
     ],

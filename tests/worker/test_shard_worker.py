@@ -17,11 +17,14 @@ from google.protobuf import text_format
 from safetensors.numpy import save_file
 
 from lockstep.internal.v1 import worker_pb2 as pb
+from lockstep.internal.v1.agent_service_pb2 import RunOrder
 from tests.worker.worker_processes import KEY, Workers, order, vectors, weights_hash, write_dataset
+from worker.collective.handshake import COORDINATOR, Membership
 from worker.collective.tree import fold
 from worker.nn.shapes import parameter_layout
 from worker.shard_worker import ShardWorker
 from worker.specs import architecture
+from worker.state_transfer import TransferError, give_state
 from worker.weights_file import tensors_from_flat
 
 INPUTS = 12
@@ -73,6 +76,50 @@ def test_any_number_of_workers_and_nodes_gives_the_same_bits(
     assert len(hashes) == len(velocities) == len(losses) == 1
     epochs, left = divmod(steps, -(-1003 // min(batch_size, 1003)))
     assert rows == {epochs * 1003 + left * batch_size}
+
+
+@pytest.mark.parametrize("same_node", [True, False])
+def test_a_snapshot_given_to_any_other_group_goes_on_with_the_same_bits(
+    five: Workers, files: Path, digest: str, same_node: bool
+) -> None:
+    run = order(digest, batch_size=100, shards=8)
+    run.spec.optimizer.Clear()
+    run.spec.optimizer.adam.learning_rate = 0.01
+    five.form(files, run, ["a", "a", "b"])
+    five.restore()
+    five.stretch(1, 9)
+    snapshot = vectors(five.state(9))
+    five.stretch(10, 20)
+    expected = weights_hash(run, INPUTS, five.state(20))
+    for nodes in (["a"], ["a", "b", "a"], ["a", "a", "b", "b", "c"]):
+        five.form(files, run, nodes)
+        five.give(9, snapshot, same_node)
+        assert weights_hash(run, INPUTS, five.state(9)) == weights_hash_of(run, snapshot)
+        five.stretch(10, 20)
+        assert weights_hash(run, INPUTS, five.state(20)) == expected
+
+
+def weights_hash_of(run: RunOrder, snapshot: dict[str, Any]) -> str:
+    """weights_sha256 of whole vectors."""
+    return weights_hash(run, INPUTS, {("parameters", 0, len(snapshot["parameters"])): snapshot["parameters"]})
+
+
+def test_a_state_goes_to_nobody_else_and_not_before_it_is_wanted(five: Workers, files: Path, digest: str) -> None:
+    run = order(digest, batch_size=100, shards=8)
+    five.form(files, run, ["a"])
+    five.restore()
+    snapshot = vectors(five.state(0))
+    (wanted,) = five.ask(receive=pb.ReceiveRequest(step=0))
+    five.restore()  # it is not wanted any more
+    member = Membership(KEY, run.run_number, five.group_number, COORDINATOR)
+    stale = Membership(KEY, run.run_number, five.group_number - 1, COORDINATOR)
+    with pytest.raises(TransferError, match="worker 0"):
+        give_state(snapshot, 0, wanted.receive, five.endpoints[0], False, member, 0)
+    for same_node in (True, False):
+        with pytest.raises(TransferError, match="worker 0"):
+            give_state(snapshot, 0, wanted.receive, five.endpoints[0], same_node, stale, 0)
+    five.send(0, restore=pb.RestoreRequest(step=0, received=True))
+    assert "was to come" in five.receive(0).failure.text
 
 
 def whole(sums: dict[tuple[int, int], tuple[float, float, int]]) -> tuple[float, float, int] | None:

@@ -20,10 +20,11 @@ from lockstep.internal.v1.agent_service_pb2 import RunOrder
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.model_pb2 import Dense, Layer, ModelSpec, Relu
 from lockstep.v1.optimization_pb2 import Loss, Momentum, Optimizer, SoftmaxCrossEntropy
+from worker.collective.handshake import COORDINATOR, Membership
 from worker.nn.shapes import parameter_layout
 from worker.shard_worker import ShardWorker
 from worker.specs import architecture
-from worker.state_transfer import State, fetch_state
+from worker.state_transfer import State, fetch_state, give_state
 from worker.weights_file import tensors_from_flat
 
 KEY = bytes(range(32))
@@ -151,6 +152,13 @@ class Workers:
     def restore(self, step: int = 0, folder: str = "") -> None:
         """Sets the state."""
         self.ask(restore=pb.RestoreRequest(step=step, checkpoint_folder=folder))
+
+    def give(self, step: int, whole: dict[str, Any], same_node: bool = True) -> None:
+        """Puts the state of a snapshot into the workers."""
+        member = Membership(KEY, self.run.run_number, self.group_number, COORDINATOR)
+        for rank, reply in enumerate(self.ask(receive=pb.ReceiveRequest(step=step))):
+            give_state(whole, step, reply.receive, self.endpoints[rank], same_node, member, rank)
+        self.ask(restore=pb.RestoreRequest(step=step, received=True))
 
     def stretch(self, first: int, last: int, rate_factor: float = 1.0) -> list[pb.StretchReply]:
         """Takes steps."""

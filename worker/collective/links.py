@@ -18,6 +18,7 @@ class Message(IntEnum):
     STATE_REQUEST = 4  # the coordinator asks for a range of a vector
     STATE = 5  # the range
     NORMS = 6  # the owner's sums of squares, by block
+    STATE_GIVEN = 7  # the coordinator gives a range of a vector; answered by an empty STATE once it is in place
 
 
 class Links(ABC):

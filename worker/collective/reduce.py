@@ -59,8 +59,8 @@ class Update(Protocol):
         learning_rate: float,
         number: int = 0,
     ) -> None:
-        """Pass `number` of a step on the block that begins at `first`. The gradient is the mean, and may be overwritten; what a
-        pass leaves there the next one gets."""
+        """Pass `number` of update `step` on the block that begins at `first`. The gradient is the mean, and may be overwritten;
+        what a pass leaves there the next one gets."""
         ...
 
 
@@ -103,8 +103,9 @@ class Reduction:
         finite: bool,
         loss_sums: Sequence[float],
         denominators: Sequence[float],
+        skipped: int = 0,
     ) -> StepSums:
-        """Joins the step of a batch of `rows` rows in `filled` shards.
+        """Joins the step of a batch of `rows` rows in `filled` shards, `skipped` of the steps before it not being applied.
 
         The sums are per subtree of this worker; the vectors are in its memory.
         """
@@ -124,14 +125,14 @@ class Reduction:
             self._exchange_gradients(plan, step)
         total = plan.total()
         if total.finite:
-            self._apply(plan, step, learning_rate, total.denominator, rows)
+            self._apply(plan, step, step - skipped, learning_rate, total.denominator, rows)
         if plan.gradients_in:
             self._exchange_parameters(plan, step, total.finite)
-        if total.finite:
-            self._barrier.wait(step, self._deadlines.seconds)  # parameters are ready
+        # Parameters are ready; or all have read the reports and gradients of a step that is not applied.
+        self._barrier.wait(step, self._deadlines.seconds)
         return total
 
-    def _apply(self, plan: StepPlan, step: int, learning_rate: float, denominator: float, rows: int) -> None:
+    def _apply(self, plan: StepPlan, step: int, update: int, learning_rate: float, denominator: float, rows: int) -> None:
         self._denominator[()] = denominator or 1.0  # no weight at all: the sum is zero, and so is the gradient
         self._rows[()] = rows
         add, divide, apply, learned = np.add, np.divide, self._update.apply, self._update.learned
@@ -139,12 +140,12 @@ class Reduction:
             for left, right, out in block.additions:
                 add(left, right, out=out)
             divide(block.total, self._denominator if block.first < learned else self._rows, out=block.gradient)
-            apply(block.first, block.parameters, block.gradient, block.state, step, learning_rate)
+            apply(block.first, block.parameters, block.gradient, block.state, update, learning_rate)
         for number in range(1, self._passes):
             self._exchange_norms(number, step)
             self._update.begin(number)
             for block in plan.blocks:
-                apply(block.first, block.parameters, block.gradient, block.state, step, learning_rate, number)
+                apply(block.first, block.parameters, block.gradient, block.state, update, learning_rate, number)
 
     def _exchange_norms(self, number: int, step: int) -> None:
         """Returns when the sums of all blocks, as the pass before `number` measured them, lie in the node's memory."""

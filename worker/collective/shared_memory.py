@@ -96,7 +96,7 @@ class Segment:
         except BaseException:
             os.close(fd)
             raise
-        segment.map[: _IDENTITY.size] = _IDENTITY.pack(_MAGIC, group_number, rank)
+        segment.map[: _IDENTITY.size] = identity(group_number, rank)
         return segment
 
     @classmethod
@@ -107,7 +107,7 @@ class Segment:
         except OSError as error:
             raise PeerError(f"{peer_name(rank, nodes)} is gone: its memory cannot be opened ({error})", [rank], 0) from error
         try:
-            if os.fstat(own).st_size != size or os.pread(own, _IDENTITY.size, 0) != _IDENTITY.pack(_MAGIC, group_number, rank):
+            if os.fstat(own).st_size != size or os.pread(own, _IDENTITY.size, 0) != identity(group_number, rank):
                 raise PeerError(f"{peer_name(rank, nodes)} has no memory of group {group_number}", [rank], 0)
             segment = cls(own, size)
         finally:
@@ -128,6 +128,11 @@ class Segment:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def identity(group_number: int, rank: int) -> bytes:
+    """The first bytes of a segment: whose it is."""
+    return _IDENTITY.pack(_MAGIC, group_number, rank)
 
 
 def stop_worker(pid: int, fd: int) -> None:

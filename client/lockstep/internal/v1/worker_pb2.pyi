@@ -38,6 +38,7 @@ class WorkerRequest(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     GRADIENT_CHECK_FIELD_NUMBER: _builtins.int
+    RECEIVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___JoinRequest:
         """Prove yourself."""
@@ -74,6 +75,10 @@ class WorkerRequest(_message.Message):
     def gradient_check(self) -> Global___GradientCheckRequest:
         """Compare the gradient of one tensor with differences of the loss."""
 
+    @_builtins.property
+    def receive(self) -> Global___ReceiveRequest:
+        """Say where the state of a snapshot goes."""
+
     def __init__(
         self,
         *,
@@ -86,12 +91,13 @@ class WorkerRequest(_message.Message):
         snapshot: Global___SnapshotRequest | None = ...,
         heartbeat: Global___HeartbeatRequest | None = ...,
         gradient_check: Global___GradientCheckRequest | None = ...,
+        receive: Global___ReceiveRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "gradient_check", b"gradient_check", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "gradient_check", b"gradient_check", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "receive", b"receive", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "gradient_check", b"gradient_check", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "evaluate", b"evaluate", "gradient_check", b"gradient_check", "heartbeat", b"heartbeat", "join", b"join", "prepare", b"prepare", "receive", b"receive", "request", b"request", "restore", b"restore", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["join", "prepare", "connect", "restore", "stretch", "evaluate", "snapshot", "heartbeat", "gradient_check"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["join", "prepare", "connect", "restore", "stretch", "evaluate", "snapshot", "heartbeat", "gradient_check", "receive"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -110,6 +116,7 @@ class WorkerReply(_message.Message):
     EVALUATE_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     GRADIENT_CHECK_FIELD_NUMBER: _builtins.int
+    RECEIVE_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___JoinReply:
@@ -140,6 +147,10 @@ class WorkerReply(_message.Message):
         """To gradient_check."""
 
     @_builtins.property
+    def receive(self) -> Global___ReceiveReply:
+        """To receive."""
+
+    @_builtins.property
     def failure(self) -> Global___Failure:
         """Instead of an answer."""
 
@@ -153,13 +164,14 @@ class WorkerReply(_message.Message):
         evaluate: Global___EvaluateReply | None = ...,
         snapshot: Global___SnapshotReply | None = ...,
         gradient_check: Global___GradientCheckReply | None = ...,
+        receive: Global___ReceiveReply | None = ...,
         failure: Global___Failure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "gradient_check", b"gradient_check", "join", b"join", "prepare", b"prepare", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "gradient_check", b"gradient_check", "join", b"join", "prepare", b"prepare", "receive", b"receive", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "gradient_check", b"gradient_check", "join", b"join", "prepare", b"prepare", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluate", b"evaluate", "failure", b"failure", "gradient_check", b"gradient_check", "join", b"join", "prepare", b"prepare", "receive", b"receive", "reply", b"reply", "snapshot", b"snapshot", "stretch", b"stretch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_reply: _TypeAlias = _typing.Literal["join", "prepare", "done", "stretch", "evaluate", "snapshot", "gradient_check", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_reply: _TypeAlias = _typing.Literal["join", "prepare", "done", "stretch", "evaluate", "snapshot", "gradient_check", "receive", "failure"]  # noqa: Y015
     _WhichOneofArgType_reply: _TypeAlias = _typing.Literal["reply", b"reply"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_reply) -> _WhichOneofReturnType_reply | None: ...
 
@@ -214,6 +226,7 @@ class JoinReply(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
+    UNFIT_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     """Its process id on its node."""
     fingerprint: _builtins.str
@@ -224,6 +237,8 @@ class JoinReply(_message.Message):
     """Memory that it may use."""
     node_id: _builtins.str
     """Ray's id of its node, or a word of the local group's."""
+    unfit: _builtins.str
+    """Why it has not the kernels that the job needs; empty: it has."""
     @_builtins.property
     def explanation(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What explains the fingerprint: versions, kernels, CPU features."""
@@ -237,10 +252,11 @@ class JoinReply(_message.Message):
         host: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         node_id: _builtins.str = ...,
+        unfit: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "fingerprint", b"fingerprint", "host", b"host", "memory_bytes", b"memory_bytes", "node_id", b"node_id", "pid", b"pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "fingerprint", b"fingerprint", "host", b"host", "memory_bytes", b"memory_bytes", "node_id", b"node_id", "pid", b"pid", "unfit", b"unfit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -382,23 +398,73 @@ class RestoreRequest(_message.Message):
 
     STEP_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FOLDER_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The step whose state it is; 0 and no folder: the initial weights from the seed."""
     checkpoint_folder: _builtins.str
     """The checkpoint's folder under files_folder."""
+    received: _builtins.bool
+    """The coordinator has put the state where receive's answer said; there is nothing to read or to draw."""
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         checkpoint_folder: _builtins.str = ...,
+        received: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_folder", b"checkpoint_folder", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_folder", b"checkpoint_folder", "received", b"received", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RestoreRequest: _TypeAlias = RestoreRequest  # noqa: Y015
+
+@_typing.final
+class ReceiveRequest(_message.Message):
+    """Say where the state of a snapshot goes: the coordinator writes it there, then asks to restore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """The step whose state it is."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceiveRequest: _TypeAlias = ReceiveRequest  # noqa: Y015
+
+@_typing.final
+class ReceiveReply(_message.Message):
+    """Where the state goes: to offsets of the segment (same node), or to be sent to the worker's port."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VECTORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def vectors(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateVector]:
+        """The ranges that this worker wants."""
+
+    def __init__(
+        self,
+        *,
+        vectors: _abc.Iterable[Global___StateVector] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceiveReply: _TypeAlias = ReceiveReply  # noqa: Y015
 
 @_typing.final
 class StretchRequest(_message.Message):
@@ -409,22 +475,30 @@ class StretchRequest(_message.Message):
     FIRST_STEP_FIELD_NUMBER: _builtins.int
     LAST_STEP_FIELD_NUMBER: _builtins.int
     RATE_FACTOR_FIELD_NUMBER: _builtins.int
+    SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
+    SKIPPED_IN_A_ROW_FIELD_NUMBER: _builtins.int
     first_step: _builtins.int
     """The first step."""
     last_step: _builtins.int
     """The last step."""
     rate_factor: _builtins.float
     """What the learning rates of these steps are multiplied by: what the controller made of the evaluations so far, else 1."""
+    skipped_steps: _builtins.int
+    """Steps before first_step that were skipped: their updates do not count among the optimizer's."""
+    skipped_in_a_row: _builtins.int
+    """How many of them stand directly before it."""
     def __init__(
         self,
         *,
         first_step: _builtins.int = ...,
         last_step: _builtins.int = ...,
         rate_factor: _builtins.float = ...,
+        skipped_steps: _builtins.int = ...,
+        skipped_in_a_row: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_step", b"first_step", "last_step", b"last_step", "rate_factor", b"rate_factor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_step", b"first_step", "last_step", b"last_step", "rate_factor", b"rate_factor", "skipped_in_a_row", b"skipped_in_a_row", "skipped_steps", b"skipped_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -445,8 +519,11 @@ class StretchReply(_message.Message):
     PARAMETERS_CRC32C_FIELD_NUMBER: _builtins.int
     NON_FINITE_FIELD_NUMBER: _builtins.int
     MEDIAN_STEP_SECONDS_FIELD_NUMBER: _builtins.int
+    SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
+    SKIPPED_IN_A_ROW_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """The last applied step."""
+    """The last step that was applied or skipped."""
     computed_rows: _builtins.int
     """Rows this worker computed."""
     compute_seconds: _builtins.float
@@ -459,13 +536,23 @@ class StretchReply(_message.Message):
     """CRC-32C of the parameters after the last step; equal on all nodes."""
     median_step_seconds: _builtins.float
     """Step time, median over the stretch."""
+    skipped_steps: _builtins.int
+    """Steps that were skipped, because their gradient was not finite and the policy says so."""
+    skipped_in_a_row: _builtins.int
+    """How many of them, and of those before, stand at the stretch's end."""
     @_builtins.property
     def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepLoss]:
         """The steps whose loss is a point of the curve, and the last step. From rank 0 alone."""
 
     @_builtins.property
     def non_finite(self) -> Global___NonFinite:
-        """Set when the stretch ended early at a step whose gradient was not finite; that step was not applied."""
+        """Set when the stretch ended early at a step whose gradient was not finite, by policy or because too many in a row had none;
+        that step was neither applied nor skipped.
+        """
+
+    @_builtins.property
+    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[Global___NonFinite]:
+        """The first few of them."""
 
     def __init__(
         self,
@@ -479,10 +566,13 @@ class StretchReply(_message.Message):
         parameters_crc32c: _builtins.int = ...,
         non_finite: Global___NonFinite | None = ...,
         median_step_seconds: _builtins.float = ...,
+        skipped_steps: _builtins.int = ...,
+        skipped_in_a_row: _builtins.int = ...,
+        skipped: _abc.Iterable[Global___NonFinite] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["non_finite", b"non_finite"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_seconds", b"compute_seconds", "computed_rows", b"computed_rows", "losses", b"losses", "median_step_seconds", b"median_step_seconds", "non_finite", b"non_finite", "parameters_crc32c", b"parameters_crc32c", "step", b"step", "total_seconds", b"total_seconds", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_seconds", b"compute_seconds", "computed_rows", b"computed_rows", "losses", b"losses", "median_step_seconds", b"median_step_seconds", "non_finite", b"non_finite", "parameters_crc32c", b"parameters_crc32c", "skipped", b"skipped", "skipped_in_a_row", b"skipped_in_a_row", "skipped_steps", b"skipped_steps", "step", b"step", "total_seconds", b"total_seconds", "wait_seconds", b"wait_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
