@@ -38,25 +38,30 @@ def scratch_tiles(shapes: Sequence[tuple[int, ...]], nodes: Sequence[Subtree], d
 
 @final
 class TiledSum:
-    """The gradient of one weight (O, I) over the shards of one or two stacks, one sum for each node.
+    """The gradient of one tile of a weight (O, I) over the shards of one or two stacks, one sum for each node.
 
     `leaves` are the layer at its stack shape, and the number in its stack, of each shard. `out` (nodes, O, I) are the gradient
-    vectors at the weight; `zeros` has a block's length.
+    vectors at the weight, of which the tile is the rows `tile`; `zeros` has a block's length.
     """
 
     def __init__(
-        self, leaves: Sequence[tuple[Layer, int]], nodes: Sequence[Subtree], out: Array, scratch: Sequence[Array], zeros: Array
+        self,
+        leaves: Sequence[tuple[Layer, int]],
+        nodes: Sequence[Subtree],
+        out: Array,
+        tile: slice,
+        scratch: Sequence[Array],
+        zeros: Array,
     ) -> None:
         self._leaves, self._scratch = leaves, scratch
-        # By tile and node: products and sums, then the look for what is not finite.
-        self._tiles: list[tuple[list[Call], list[tuple[Array, Array]]]] = []
-        for first, end in pairwise(tile_borders(*out.shape[1:])):
-            for node, total in zip(nodes, out, strict=True):
-                calls: list[Call] = []
-                self._plan(calls, node, slice(first, end), total[first:end], 0)
-                flat = total[first:end].reshape(-1)
-                parts = [flat[at : at + BLOCK_FLOATS] for at in range(0, flat.size, BLOCK_FLOATS)]
-                self._tiles.append((calls, [(part, zeros[: len(part)]) for part in parts]))
+        # By node: products and sums, then the look for what is not finite.
+        self._sums: list[tuple[list[Call], list[tuple[Array, Array]]]] = []
+        for node, total in zip(nodes, out, strict=True):
+            calls: list[Call] = []
+            self._plan(calls, node, tile, total[tile], 0)
+            flat = total[tile].reshape(-1)
+            parts = [flat[at : at + BLOCK_FLOATS] for at in range(0, flat.size, BLOCK_FLOATS)]
+            self._sums.append((calls, [(part, zeros[: len(part)]) for part in parts]))
 
     def _plan(self, calls: list[Call], node: Subtree, rows: slice, target: Array, level: int) -> None:
         """The sum of a node's shards into `target`: the left half first, the right half beside it."""
@@ -75,7 +80,7 @@ class TiledSum:
     def run(self) -> bool:
         """Computes; False if a sum is not finite."""
         finite, dot = True, np.dot
-        for calls, looks in self._tiles:
+        for calls, looks in self._sums:
             for call, arguments in calls:
                 call(*arguments)
             # As for other sums: 0 times a number that is not finite is NaN.
