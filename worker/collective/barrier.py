@@ -31,6 +31,7 @@ class Words(Protocol):
     arrived: memoryview  # barriers it has come to
     stopped: memoryview  # not 0: it gives up
     excused: memoryview  # not 0: it is late because of another node
+    announced: memoryview  # ranges of gradients that its backward passes have completed
 
 
 @final
@@ -50,6 +51,8 @@ class Barrier:
         self._rank, self._nodes, self._phase = rank, nodes, 0
         self._words = words
         self._mine, self._excused = words[rank].arrived, words[rank].excused
+        self._announced = words[rank].announced
+        self._all_announced = [own.announced for own in words.values()]
         self._others = [(other, own.arrived) for other, own in words.items() if other != rank]
         self._spins = _SPINS if len(words) <= len(os.sched_getaffinity(0)) else 0
         self._pidfds: dict[int, int] = {}
@@ -116,6 +119,22 @@ class Barrier:
             pidfd = self._pidfds.get(rank)
             if counter[0] < phase and pidfd is not None and _ended(pidfd):
                 raise PeerError(f"{peer_name(rank, self._nodes)} ended and did not reach step {step}", [rank], step)
+
+    def announce(self, count: int) -> None:
+        """Tells the peers of the node that so many ranges of this worker's gradients may be read. Waits for nobody."""
+        if _FENCE is None:
+            self._announced[0] = count
+        else:
+            with _FENCE:
+                self._announced[0] = count
+
+    def announced(self) -> int:
+        """How many ranges all workers of the node have announced: their gradients may be read."""
+        count = min([word[0] for word in self._all_announced])
+        if _FENCE is not None:
+            with _FENCE:
+                pass
+        return count
 
     def stop(self, missing_rank: int) -> None:
         """Tells the peers of the node that this worker gives up because of `missing_rank` (or of itself)."""

@@ -24,13 +24,27 @@ class Message(IntEnum):
 class Links(ABC):
     """Links to the workers of other nodes. Each is used by one thread; a fault of any raises PeerError and ends the group."""
 
-    @abstractmethod
+    @final
     def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         """Begins to send `parts`, one after the other; they must not change before `complete` returns."""
+        self.begin(rank, message, step, sum(map(len, parts)))
+        self.add(rank, step, parts)
+
+    @abstractmethod
+    def begin(self, rank: int, message: Message, step: int, length: int) -> None:
+        """Begins a message of `length` bytes, whose parts follow by `add`; no other may begin on this link before its end."""
+
+    @abstractmethod
+    def add(self, rank: int, step: int, parts: Sequence[memoryview]) -> None:
+        """Begins to send the next parts of the message that has begun; they must not change before `complete` returns."""
 
     @abstractmethod
     def expect(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         """Says where the next message of `rank` goes; its length must be that of `parts`."""
+
+    @abstractmethod
+    def progress(self, step: int) -> None:
+        """Sends and receives what can be at once; waits for nothing."""
 
     @abstractmethod
     def complete(self, step: int, deadline_s: float, sent: bool, late: Callable[[], None]) -> None:
@@ -52,11 +66,17 @@ class Links(ABC):
 class NoLinks(Links):
     """The links of a group on one node: there are none."""
 
-    def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
+    def begin(self, rank: int, message: Message, step: int, length: int) -> None:
+        raise AssertionError(f"no link to worker {rank}: the group is on one node")
+
+    def add(self, rank: int, step: int, parts: Sequence[memoryview]) -> None:
         raise AssertionError(f"no link to worker {rank}: the group is on one node")
 
     def expect(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         raise AssertionError(f"no link to worker {rank}: the group is on one node")
+
+    def progress(self, step: int) -> None:
+        return None
 
     def complete(self, step: int, deadline_s: float, sent: bool, late: Callable[[], None]) -> None:
         return None

@@ -21,6 +21,7 @@ class MemoryNetwork:
         self._making = threading.Lock()
         self.bytes_sent: defaultdict[int, int] = defaultdict(int)
         self.messages_sent: defaultdict[int, int] = defaultdict(int)
+        self.parts_sent: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
 
     def queue(self, sender: int, receiver: int) -> queue.Queue[Frame]:
         """The queue from one worker to another; under a lock, or both ends, each in its thread, might make one of their own."""
@@ -38,12 +39,26 @@ class MemoryLinks(Links):
     def __init__(self, network: MemoryNetwork, rank: int) -> None:
         self._network, self._rank = network, rank
         self._expected: list[tuple[int, Message, int, Sequence[memoryview]]] = []
+        self._begun: dict[int, tuple[Message, int, int, bytes]] = {}
 
-    def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
-        data = b"".join(parts)
+    def begin(self, rank: int, message: Message, step: int, length: int) -> None:
+        assert rank not in self._begun
+        self._begun[rank] = (message, step, length, b"")
+
+    def add(self, rank: int, step: int, parts: Sequence[memoryview]) -> None:
+        message, at, length, data = self._begun.pop(rank)
+        data += b"".join(parts)
+        assert at == step and len(data) <= length
+        self._network.parts_sent[self._rank, rank].append(sum(map(len, parts)))
+        if len(data) < length:
+            self._begun[rank] = (message, step, length, data)
+            return
         self._network.queue(self._rank, rank).put((message, step, data))
         self._network.bytes_sent[self._rank] += len(data)
         self._network.messages_sent[self._rank] += 1
+
+    def progress(self, step: int) -> None:
+        return None
 
     def expect(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         self._expected.append((rank, message, step, parts))

@@ -95,7 +95,7 @@ class PlainWords:
     """A worker's words outside of a segment."""
 
     def __init__(self) -> None:
-        self.arrived, self.stopped, self.excused = (np.zeros(1, np.int64).data for _ in range(3))
+        self.arrived, self.stopped, self.excused, self.announced = (np.zeros(1, np.int64).data for _ in range(4))
 
 
 class Group:
