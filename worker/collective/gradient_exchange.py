@@ -1,8 +1,8 @@
 """The exchange of gradients between nodes: each node's sums of a chunk go to its owner, bucket by bucket.
 
-A node's message to an owner begins when the first bucket is complete on all workers of the node, in the middle of their
-backward passes, and ends with the node's report, once the barrier has shown that all gradients are there. Until then nothing
-waits: the links take what they can. Which parts a message has, and in what order, does not depend on when they are sent.
+A bucket leaves when it is complete on all workers of the node, in the middle of their backward passes, and nothing waits for
+it: the links take what they can. The last one brings the node's report, and leaves when the barrier has shown that all gradients
+are there. Which messages there are, and in what order, does not depend on when they are sent.
 """
 
 from __future__ import annotations
@@ -28,12 +28,10 @@ class GradientExchange:
         self._sent = 0  # buckets of the open step
 
     def begin(self, plan: StepPlan, step: int) -> None:
-        """Opens a step: what comes has its place from now on, and messages have begun."""
+        """Opens a step: what comes has its place from now on."""
         self._plan, self._step, self._sent = plan, step, 0
         for rank, parts in plan.gradients_in:
             self._links.expect(rank, Message.GRADIENTS, step, parts)
-        for message in plan.gradients_out:
-            self._links.begin(message.owner, Message.GRADIENTS, step, message.length)
 
     def finished(self, count: int) -> None:
         """The backward pass has completed its first `count` ranges: what all workers of the node have is sent, without a wait.
@@ -44,7 +42,7 @@ class GradientExchange:
         assert plan is not None
         self._barrier.announce(self._announced + count)
         ready = self._barrier.announced() - self._announced
-        while self._sent < len(plan.buckets) and plan.buckets[self._sent].count <= ready:
+        while self._sent < len(plan.buckets) - 1 and plan.buckets[self._sent].count <= ready:
             self._send_next(plan)
         self._links.progress(self._step)
 
@@ -54,22 +52,20 @@ class GradientExchange:
             self.finished(self._plan.buckets[-1].count)
 
     def finish(self, plan: StepPlan, step: int) -> None:
-        """All gradients of the node are there: sends the rest, and the reports. Whoever has not begun begins here."""
+        """All gradients and reports of the node are there: sends the rest. Whoever has not begun begins here."""
         if self._plan is None:
             self.begin(plan, step)
+        plan.report_node()
         while self._sent < len(plan.buckets):
             self._send_next(plan)
-        plan.report_node()
-        for message in plan.gradients_out:
-            self._links.add(message.owner, step, message.report)
         self._announced += plan.buckets[-1].count
         self._plan = None
 
     def _send_next(self, plan: StepPlan) -> None:
-        for message in plan.gradients_out:
-            additions, parts = message.pieces[self._sent]
+        for sums in plan.gradients_out:
+            additions, parts = sums.pieces[self._sent]
             for left, right, out in additions:
                 np.add(left, right, out=out)
             if parts:
-                self._links.add(message.owner, self._step, parts)
+                self._links.send(sums.owner, Message.GRADIENTS, self._step, parts)
         self._sent += 1

@@ -12,7 +12,7 @@ from typing import final
 class Message(IntEnum):
     """What crosses a link."""
 
-    GRADIENTS = 1  # a node's report and its subtrees' vectors of the owner's chunk
+    GRADIENTS = 1  # a bucket of a node's subtrees' vectors of the owner's chunk; the last one brings the node's report
     PARAMETERS = 2  # the owner's updated chunk
     ABORT = 3  # the sender gives up; the rank is the worker that it misses
     STATE_REQUEST = 4  # the coordinator asks for a range of a vector
@@ -24,19 +24,9 @@ class Message(IntEnum):
 class Links(ABC):
     """Links to the workers of other nodes. Each is used by one thread; a fault of any raises PeerError and ends the group."""
 
-    @final
+    @abstractmethod
     def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         """Begins to send `parts`, one after the other; they must not change before `complete` returns."""
-        self.begin(rank, message, step, sum(map(len, parts)))
-        self.add(rank, step, parts)
-
-    @abstractmethod
-    def begin(self, rank: int, message: Message, step: int, length: int) -> None:
-        """Begins a message of `length` bytes, whose parts follow by `add`; no other may begin on this link before its end."""
-
-    @abstractmethod
-    def add(self, rank: int, step: int, parts: Sequence[memoryview]) -> None:
-        """Begins to send the next parts of the message that has begun; they must not change before `complete` returns."""
 
     @abstractmethod
     def expect(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
@@ -66,10 +56,7 @@ class Links(ABC):
 class NoLinks(Links):
     """The links of a group on one node: there are none."""
 
-    def begin(self, rank: int, message: Message, step: int, length: int) -> None:
-        raise AssertionError(f"no link to worker {rank}: the group is on one node")
-
-    def add(self, rank: int, step: int, parts: Sequence[memoryview]) -> None:
+    def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         raise AssertionError(f"no link to worker {rank}: the group is on one node")
 
     def expect(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:

@@ -62,13 +62,11 @@ class Block:
 @final
 @dataclass(frozen=True, slots=True)
 class NodeSums:
-    """The message to the owner of a chunk on another node, `length` bytes: by bucket, additions to carry out and then the parts
-    to send; the node's report comes last."""
+    """What goes to the owner of a chunk on another node: by bucket, additions to carry out and then the parts of a message,
+    none where the bucket has nothing of the chunk. The node's report ends the last."""
 
     owner: int
-    length: int
     pieces: list[tuple[list[Addition], list[memoryview]]]
-    report: list[memoryview]
 
 
 @final
@@ -118,8 +116,9 @@ class StepPlan:
             vectors.update(zip(remote, received, strict=True))
             places.update({subtree: (carrier, index) for index, subtree in enumerate(remote)})
             self._reports[carrier] = report
-            pieces = [part for bucket in self.buckets for part in _pieces(received, bucket, first, end)]
-            self.gradients_in.append((carrier, message_parts(*pieces, report)))
+            messages = [message_parts(*_pieces(received, bucket, first, end)) for bucket in self.buckets]
+            messages[-1] += message_parts(report)
+            self.gradients_in += [(carrier, parts) for parts in messages if parts]
         self._total = ScalarSum((0, layout.shards), places)
         borders = [first, *(cut for cut in cuts if first < cut < end), end]
         self.blocks = [
@@ -170,9 +169,8 @@ class StepPlan:
                     additions += self._additions(subtree, lo, hi, vectors[-1][lo - first : hi - first])
         for bucket, (_, parts) in zip(self.buckets, pieces, strict=True):
             parts += message_parts(*_pieces(vectors, bucket, first, end))
-        report = message_parts(self._node_report)
-        length = sum(len(part) for _, parts in pieces for part in parts) + sum(map(len, report))
-        return NodeSums(owner, length, pieces, report)
+        pieces[-1][1].extend(message_parts(self._node_report))
+        return NodeSums(owner, pieces)
 
     def _additions(self, subtree: Subtree, first: int, end: int, target: F32) -> list[Addition]:
         """Those that sum the node's vectors over a subtree at [first, end), block by block."""

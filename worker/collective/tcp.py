@@ -40,8 +40,8 @@ class _Link:
     def __init__(self, rank: int, name: str, connection: socket.socket) -> None:
         self.rank, self.name, self.socket = rank, name, connection
         connection.setblocking(False)
-        self.out: deque[memoryview] = deque()
-        self.owed = 0  # bytes of the frame that has begun and whose parts are still to be given
+        self.out: deque[memoryview] = deque()  # what is left of the frame under way
+        self.waiting: deque[list[memoryview]] = deque()  # frames that have not begun
         self.expected: deque[tuple[Message, int, Sequence[memoryview]]] = deque()
         self._head = memoryview(bytearray(HEADER.size))
         self._got = 0  # bytes of the header that came
@@ -50,7 +50,9 @@ class _Link:
     def push(self) -> bool:
         """Sends what the socket takes. True if anything went."""
         moved = False
-        while self.out:
+        while self.out or self.waiting:
+            if not self.out:
+                self.out.extend(self.waiting.popleft())
             try:
                 sent = self.socket.sendmsg(islice(self.out, _MOST_PARTS))
             except BlockingIOError:
@@ -128,17 +130,9 @@ class TcpLinks(Links):
         for connection in connections.values():
             self._arrivals.register(connection, select.POLLIN)
 
-    def begin(self, rank: int, message: Message, step: int, length: int) -> None:
+    def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         link = self._links[rank]
-        assert not link.owed
-        link.owed = length
-        link.out.append(memoryview(header(message, self._rank, step, length)))
-
-    def add(self, rank: int, step: int, parts: Sequence[memoryview]) -> None:
-        link = self._links[rank]
-        link.owed -= sum(map(len, parts))
-        assert link.owed >= 0
-        link.out.extend(parts)
+        link.waiting.append([memoryview(header(message, self._rank, step, sum(map(len, parts)))), *parts])
         self._guarded(link, step)
 
     def expect(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
@@ -157,7 +151,7 @@ class TcpLinks(Links):
             for link in self._links.values():
                 moved |= self._guarded(link, step)
             silent = [link for link in self._links.values() if link.expected]
-            full = [link for link in self._links.values() if link.out]
+            full = [link for link in self._links.values() if link.out]  # nothing waits behind an empty one
             if not silent and not (sent and full):
                 return
             if moved:
@@ -193,8 +187,10 @@ class TcpLinks(Links):
     def abort(self, missing_rank: int, step: int) -> None:
         frame = header(Message.ABORT, missing_rank, step, 0)
         for link in self._links.values():
+            link.waiting.clear()
             with suppress(OSError):  # it is gone, or its buffer is full
-                if not link.out and not link.owed:  # in the middle of a frame nothing else can be said; its end says it
+                link.push()
+                if not link.out:  # in the middle of a frame nothing else can be said; its end says it
                     link.socket.send(frame)
             # Not closed: what has come and was not read would then break the link before the peer has read this.
             with suppress(OSError):

@@ -18,7 +18,6 @@ class MemoryNetwork:
 
     def __init__(self) -> None:
         self._queues: defaultdict[tuple[int, int], queue.Queue[Frame]] = defaultdict(queue.Queue)
-        self._begun: defaultdict[int, dict[int, tuple[Message, int, int, bytes]]] = defaultdict(dict)
         self._making = threading.Lock()
         self.bytes_sent: defaultdict[int, int] = defaultdict(int)
         self.messages_sent: defaultdict[int, int] = defaultdict(int)
@@ -28,10 +27,6 @@ class MemoryNetwork:
         """The queue from one worker to another; under a lock, or both ends, each in its thread, might make one of their own."""
         with self._making:
             return self._queues[sender, receiver]
-
-    def begun(self, rank: int) -> dict[int, tuple[Message, int, int, bytes]]:
-        """The messages of a worker that have begun and not ended, by receiver: (message, step, length, what was sent)."""
-        return self._begun[rank]
 
     def links(self, rank: int) -> MemoryLinks:
         """The links of one worker."""
@@ -44,20 +39,10 @@ class MemoryLinks(Links):
     def __init__(self, network: MemoryNetwork, rank: int) -> None:
         self._network, self._rank = network, rank
         self._expected: list[tuple[int, Message, int, Sequence[memoryview]]] = []
-        self._begun = network.begun(rank)
 
-    def begin(self, rank: int, message: Message, step: int, length: int) -> None:
-        assert rank not in self._begun
-        self._begun[rank] = (message, step, length, b"")
-
-    def add(self, rank: int, step: int, parts: Sequence[memoryview]) -> None:
-        message, at, length, data = self._begun.pop(rank)
-        data += b"".join(parts)
-        assert at == step and len(data) <= length
+    def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
+        data = b"".join(parts)
         self._network.events.append((self._rank, f"{message.name} to {rank}"))
-        if len(data) < length:
-            self._begun[rank] = (message, step, length, data)
-            return
         self._network.queue(self._rank, rank).put((message, step, data))
         self._network.bytes_sent[self._rank] += len(data)
         self._network.messages_sent[self._rank] += 1

@@ -101,7 +101,6 @@ def test_parameters_and_state_are_those_of_the_plain_tree_sum(
         assert node.tobytes() == parameters.tobytes()
     assert np.concatenate([group.states[rank][0] for rank in range(workers)]).tobytes() == state.tobytes()
     assert group.network.bytes_sent == without.network.bytes_sent
-    assert group.network.messages_sent == without.network.messages_sent
 
 
 @pytest.mark.parametrize("nodes", ["ab", "aab", "abb", "aabb", "aba", "abab", "aaabc", "abc", "abcdefgh"])
@@ -144,7 +143,7 @@ def test_gradients_leave_before_the_backward_pass_ends(small_buckets: None) -> N
 def test_a_bucket_leaves_once_all_workers_of_the_node_have_completed_it(small_buckets: None) -> None:
     """Worker 0 carries the chunk of worker 2; one thread plays both workers of the node."""
     size = 3 * 4096
-    group = Group("aab", 4, size, finished_ranges=[(10240, size), (0, 10240)])
+    group = Group("aab", 4, size, finished_ranges=[(10240, size), (5000, 10240), (0, 5000)])
     assert group.layout.chunks[2] == (8192, size) and group.layout.carried(0) == [2]
     group.gradients[0].fill(1)
     group.gradients[1].fill(2)
@@ -159,8 +158,8 @@ def test_a_bucket_leaves_once_all_workers_of_the_node_have_completed_it(small_bu
     second(2)
     first(2)
     assert group.network.events == [(0, "GRADIENTS to 2")] * 2
-    *_, data = group.network.begun(0)[2]
-    assert np.frombuffer(data, np.float32).tolist() == [3.0] * 4096
+    *_, data = group.network.queue(0, 2).get()
+    assert np.frombuffer(data, np.float32).tolist() == [3.0] * 2048
 
 
 # Over sockets
@@ -222,7 +221,7 @@ def test_a_peer_has_the_last_layers_gradient_before_the_first_layers_is_there(
         if count >= bucket.count and not seen:
             seen.append(count)
             frame = pair[1].recv(HEADER.size + 4 * (hi - lo), socket.MSG_WAITALL)
-            assert frame[: HEADER.size] == header(Message.GRADIENTS, 0, 1, REPORT_BYTES + 4 * (end - first))
+            assert frame[: HEADER.size] == header(Message.GRADIENTS, 0, 1, 4 * (hi - lo))
             assert frame[HEADER.size :] == worker.model.gradients[0, lo:hi].tobytes()
             assert np.isnan(worker.model.named_gradients()["0.dense.weight"]).all()
             raise StopIteration  # nobody would answer
@@ -280,12 +279,13 @@ def test_a_fault_of_a_peer_ends_the_backward_pass_and_names_it(
     small_buckets: None, pair: tuple[socket.socket, socket.socket], frame: Callable[[int], bytes], text: str
 ) -> None:
     worker, heard = Worker(0, pair[0]), list[int]()
-    first, end = worker.layout.chunks[0]
+    (first, end), made = worker.layout.chunks[0], buckets(worker.model.finished_ranges)
+    length = 4 * sum(hi - lo for lo, hi in made[0].within(first, end))  # of the first message
 
     def look(count: int) -> None:
         heard.append(count)
         if len(heard) == 1:
-            pair[1].sendall(frame(REPORT_BYTES + 4 * (end - first)))
+            pair[1].sendall(frame(length))
             pair[1].shutdown(socket.SHUT_WR)
 
     with pytest.raises(PeerError, match=text) as caught:
@@ -305,10 +305,35 @@ def test_a_peer_that_is_gone_is_named_by_who_only_sends(
     assert caught.value.missing_ranks == (1,)
 
 
-def test_who_gives_up_says_nothing_in_the_middle_of_a_message(pair: tuple[socket.socket, socket.socket]) -> None:
-    """It would be read as gradients; the end of the link says it."""
-    links = TcpLinks(0, ["a", "b"], {1: pair[0]})
-    links.begin(1, Message.GRADIENTS, 4, 8)
-    links.add(1, 4, [memoryview(b"1234")])
+def test_who_gives_up_in_a_backward_pass_says_whom_it_misses(
+    small_buckets: None, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """Between two messages it can be said; the rest of the gradients is not sent any more."""
+    worker, other = Worker(0, pair[0]), TcpLinks(1, ["a", "b", "c"], {0: pair[1]})
+    made, chunk = buckets(worker.model.finished_ranges), worker.layout.chunks[1]
+    parts = [memoryview(bytearray(4 * (hi - lo))) for lo, hi in made[0].within(*chunk)]
+    other.expect(0, Message.GRADIENTS, 1, parts)
+    other.expect(0, Message.GRADIENTS, 1, [memoryview(bytearray(8))])
+
+    def look(count: int) -> None:
+        if count == 1:
+            raise StopIteration
+
+    with pytest.raises(StopIteration):
+        worker.step(1, look)
+    worker.links.abort(2, 1)
+    with pytest.raises(PeerError, match=r"worker 0 \(node a\) gave up at step 1 for want of worker 2 \(node c\)"):
+        other.complete(1, DEADLINE_S, sent=False, late=lambda: None)
+
+
+def test_a_message_that_does_not_fit_ends_in_the_middle_and_what_waits_behind_it_is_dropped(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    links, large = TcpLinks(0, ["a", "b"], {1: pair[0]}), memoryview(bytes(64 << 20))
+    for _ in range(2):
+        links.send(1, Message.GRADIENTS, 4, [large])
     links.abort(1, 4)
-    assert pair[1].recv(100, socket.MSG_WAITALL) == header(Message.GRADIENTS, 0, 4, 8) + b"1234"
+    received = 0
+    while data := pair[1].recv(1 << 20):
+        received += len(data)
+    assert HEADER.size < received < HEADER.size + len(large)
