@@ -10,7 +10,7 @@ import platform
 import select
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, final
 
 from worker.collective.peers import PeerError, peer_name
@@ -65,8 +65,11 @@ class Barrier:
                     self.close()
                     raise PeerError(f"{peer_name(other, nodes)} is gone: process {pid} ended", [other], 0) from error
 
-    def wait(self, step: int, deadline_s: float) -> None:
-        """Arrives, and returns once all have. Raises PeerError that names who ended, stopped or did not come."""
+    def wait(self, step: int, deadline_s: float, meanwhile: Callable[[], None] | None = None) -> None:
+        """Arrives, and returns once all have. Raises PeerError that names who ended, stopped or did not come.
+
+        In a long wait `meanwhile` is called at each look at the peers.
+        """
         began = time.perf_counter()
         self._phase += 1
         phase = self._phase
@@ -82,13 +85,21 @@ class Barrier:
                 if word[0] >= phase:
                     break
             else:
-                self._wait_long(other, word, phase, step, deadline_s)
+                self._wait_long(other, word, phase, step, deadline_s, meanwhile)
         if _FENCE is not None:
             with _FENCE:
                 pass
         self.waited_s += time.perf_counter() - began
 
-    def _wait_long(self, other: int, word: memoryview, phase: int, step: int, deadline_s: float) -> None:
+    def _wait_long(
+        self,
+        other: int,
+        word: memoryview,
+        phase: int,
+        step: int,
+        deadline_s: float,
+        meanwhile: Callable[[], None] | None,
+    ) -> None:
         clock, give_way = time.monotonic, os.sched_yield
         began = clock()
         look = began + _LOOK_S
@@ -99,6 +110,8 @@ class Barrier:
                 continue
             look = now + _LOOK_S
             self._look(phase, step)
+            if meanwhile is not None:
+                meanwhile()
             if now - began > deadline_s:
                 late = [rank for rank, counter in self._others if counter[0] < phase]
                 at_fault = [rank for rank in late if not self._words[rank].excused[0]]

@@ -46,8 +46,8 @@ class GradientExchange:
             self._send_next(plan)
         self._links.progress(self._step)
 
-    def all_finished(self) -> None:
-        """This worker has nothing more to come, as where all its shards are empty and it had no backward pass."""
+    def go_on(self) -> None:
+        """This worker has nothing more to come; its node may still have. Also where it had no backward pass for want of rows."""
         if self._plan is not None:
             self.finished(self._plan.buckets[-1].count)
 

@@ -98,6 +98,7 @@ class Reduction:
         self._buckets = buckets(finished_ranges)
         # Whether the backward pass has anybody to tell what it has finished: the last bucket is sent after it in any case.
         self.overlaps = len(layout.members) > 1 and len(self._buckets) > 1
+        self._go_on = self._gradients.go_on if self.overlaps else None
 
     @property
     def waited_s(self) -> float:
@@ -131,8 +132,9 @@ class Reduction:
             report[1 + 2 * index] = value
             report[2 + 2 * index] = denominators[index]
 
-        self._gradients.all_finished()
-        self._barrier.wait(step, self._deadlines.seconds)  # gradients are ready
+        if self._go_on is not None:
+            self._go_on()
+        self._barrier.wait(step, self._deadlines.seconds, self._go_on)  # gradients are ready
         if plan.gradients_in:
             self._exchange_gradients(plan, step)
         total = plan.total()

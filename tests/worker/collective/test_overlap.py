@@ -162,6 +162,22 @@ def test_a_bucket_leaves_once_all_workers_of_the_node_have_completed_it(small_bu
     assert np.frombuffer(data, np.float32).tolist() == [3.0] * 2048
 
 
+def test_who_waits_for_its_node_goes_on_sending(small_buckets: None) -> None:
+    size = 3 * 4096
+    group = Group("aab", 4, size, finished_ranges=[(10240, size), (5000, 10240), (0, 5000)])
+    for rank in range(2):
+        group.gradients[rank].fill(1)
+    first, second = (group.reductions[rank].begin(4, 1) for rank in range(2))
+    first(3)
+    assert group.network.events == []
+    group.reductions[0]._deadlines.seconds = 0.5
+    waiting = threading.Thread(target=lambda: pytest.raises(PeerError, group.reductions[0].step, 4, 40, 1, 0.5, True, [0], [1]))
+    waiting.start()
+    second(1)
+    waiting.join(DEADLINE_S)
+    assert group.network.events == [(0, "GRADIENTS to 2")]
+
+
 # Over sockets
 
 
