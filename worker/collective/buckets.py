@@ -15,9 +15,9 @@ _BUCKET_FLOATS = BLOCK_FLOATS
 
 
 class Bucket(NamedTuple):
-    """Ranges, ascending and apart, that are complete once the first `count` of a pass are."""
+    """Ranges, ascending and apart, that are complete once the first `after` of a pass are."""
 
-    count: int
+    after: int
     ranges: tuple[Range, ...]
 
     def within(self, first: int, end: int) -> list[Range]:

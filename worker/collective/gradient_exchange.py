@@ -1,8 +1,8 @@
 """The exchange of gradients between nodes: each node's sums of a chunk go to its owner, bucket by bucket.
 
 A bucket leaves when it is complete on all workers of the node, in the middle of their backward passes, and nothing waits for
-it: the links take what they can. The last one brings the node's report, and leaves when the barrier has shown that all gradients
-are there. Which messages there are, and in what order, does not depend on when they are sent.
+it: the links take what they can. The last one brings the node's report, and leaves when the barrier has shown that all
+gradients are there. Which messages there are, and in what order, does not depend on when they are sent.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class GradientExchange:
         assert plan is not None
         self._barrier.announce(self._announced + count)
         ready = self._barrier.announced() - self._announced
-        while self._sent < len(plan.buckets) - 1 and plan.buckets[self._sent].count <= ready:
+        while self._sent < len(plan.buckets) - 1 and plan.buckets[self._sent].after <= ready:
             self._send_next(plan)
         self._links.progress(self._step)
 
     def go_on(self) -> None:
-        """This worker has nothing more to come; its node may still have. Also where it had no backward pass for want of rows."""
+        """This worker has nothing more to come, be it for want of rows; what others of its node complete is sent."""
         if self._plan is not None:
-            self.finished(self._plan.buckets[-1].count)
+            self.finished(self._plan.buckets[-1].after)
 
     def finish(self, plan: StepPlan, step: int) -> None:
         """All gradients and reports of the node are there: sends the rest. Whoever has not begun begins here."""
@@ -58,7 +58,7 @@ class GradientExchange:
         plan.report_node()
         while self._sent < len(plan.buckets):
             self._send_next(plan)
-        self._announced += plan.buckets[-1].count
+        self._announced += plan.buckets[-1].after
         self._plan = None
 
     def _send_next(self, plan: StepPlan) -> None:

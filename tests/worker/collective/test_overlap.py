@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 def drawn_ranges(draw: random.Random, size: int) -> list[Range]:
     """The vector in up to ten parts, in any order."""
     cuts = sorted({0, size, *(16 * draw.randrange(size // 16 + 1) for _ in range(9))})
-    ranges = [(first, end) for first, end in zip(cuts, cuts[1:], strict=False)]
+    ranges = list(pairwise(cuts))
     draw.shuffle(ranges)
     return ranges
 
@@ -54,7 +55,7 @@ def drawn_ranges(draw: random.Random, size: int) -> list[Range]:
 
 def test_buckets_are_neighbours_joined_and_the_last_takes_what_is_left(small_buckets: None) -> None:
     made = buckets([(96, 160), (80, 96), (16, 32), (32, 80), (0, 16)])
-    assert [(bucket.count, bucket.ranges) for bucket in made] == [
+    assert [(bucket.after, bucket.ranges) for bucket in made] == [
         (1, ((96, 160),)),
         (4, ((16, 96),)),
         (5, ((0, 16),)),
@@ -171,7 +172,12 @@ def test_who_waits_for_its_node_goes_on_sending(small_buckets: None) -> None:
     first(3)
     assert group.network.events == []
     group.reductions[0]._deadlines.seconds = 0.5
-    waiting = threading.Thread(target=lambda: pytest.raises(PeerError, group.reductions[0].step, 4, 40, 1, 0.5, True, [0], [1]))
+
+    def wait() -> None:
+        with pytest.raises(PeerError, match="worker 1"):
+            group.reductions[0].step(4, 40, 1, 0.5, True, [0.0], [1.0])
+
+    waiting = threading.Thread(target=wait)
     waiting.start()
     second(1)
     waiting.join(DEADLINE_S)
@@ -234,7 +240,7 @@ def test_a_peer_has_the_last_layers_gradient_before_the_first_layers_is_there(
     (bucket, (lo, hi)) = next((b, part) for b in made for part in b.within(first, end))
 
     def look(count: int) -> None:
-        if count >= bucket.count and not seen:
+        if count >= bucket.after and not seen:
             seen.append(count)
             frame = pair[1].recv(HEADER.size + 4 * (hi - lo), socket.MSG_WAITALL)
             assert frame[: HEADER.size] == header(Message.GRADIENTS, 0, 1, 4 * (hi - lo))
@@ -310,9 +316,7 @@ def test_a_fault_of_a_peer_ends_the_backward_pass_and_names_it(
     assert heard[-1] < len(worker.model.finished_ranges)
 
 
-def test_a_peer_that_is_gone_is_named_by_who_only_sends(
-    small_buckets: None, pair: tuple[socket.socket, socket.socket]
-) -> None:
+def test_a_peer_that_is_gone_is_named_by_who_only_sends(small_buckets: None, pair: tuple[socket.socket, socket.socket]) -> None:
     worker = Worker(0, pair[0])
     pair[1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     pair[1].close()

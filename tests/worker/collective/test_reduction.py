@@ -177,7 +177,6 @@ class Group:
             raise errors[0]
         return [results[rank] for rank in range(len(self.nodes))]
 
-
     def _backward(self, rank: int, filled: int, step: int, vectors: list[F32]) -> None:
         """Writes the sums range by range, as a backward pass does, and announces them where it is wanted."""
         self.gradients[rank].fill(np.nan)
