@@ -106,7 +106,7 @@ class Reduction:
         return self._barrier.waited_s + self._links_waited_s
 
     def begin(self, filled: int, step: int) -> Callable[[int], None]:
-        """Opens a step that overlaps, before its passes. What it returns is told of the ranges that a backward pass completes."""
+        """Opens a step that overlaps, before its passes. What it returns is told what the backward pass has completed."""
         self._gradients.begin(self._plan(filled), step)
         return self._finished  # the same object in every step
 
