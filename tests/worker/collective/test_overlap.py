@@ -7,6 +7,7 @@ import random
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
@@ -188,11 +189,13 @@ def test_who_waits_for_its_node_goes_on_sending(small_buckets: None) -> None:
 
 
 class Worker:
-    """Worker 0 of two on two nodes, with a model, linked to a socket that a test holds."""
+    """One of two workers on two nodes, with a model, linked over a socket."""
 
-    def __init__(self, rank: int, link: socket.socket, widths: Sequence[int] = (300, 300, 4)) -> None:
+    def __init__(
+        self, rank: int, link: socket.socket, widths: Sequence[int] = (300, 300, 4), update: type[Descent | Keep] = Descent
+    ) -> None:
         nodes, inputs = ["a", "b"], 48
-        self.model = Model(dense_net(widths, inputs=(inputs,)), CROSS_ENTROPY, gradients=None)
+        self.model = Model(dense_net(widths, inputs=(inputs,)), CROSS_ENTROPY)
         entries, size = self.model.layout.entries, self.model.layout.size
         borders = block_borders([(entry.offset, entry.offset + entry.size) for entry in entries], size)
         self.layout = ExchangeLayout(borders, 2, nodes)
@@ -203,7 +206,7 @@ class Worker:
         self.links = TcpLinks(rank, nodes, {1 - rank: link})
         barrier, deadlines = Barrier(rank, nodes, {rank: words}, {}), Deadlines(DEADLINE_S, DEADLINE_S)
         ranges = self.model.finished_ranges
-        self.reduction = Reduction(self.layout, rank, memory, barrier, self.links, Descent(), deadlines, ranges)
+        self.reduction = Reduction(self.layout, rank, memory, barrier, self.links, update(), deadlines, ranges)
         self.stack = draw_stack(np.random.default_rng(rank), 1, 4, (inputs,), widths[-1], CROSS_ENTROPY)
 
     def step(self, number: int, look: Callable[[int], None] | None = None) -> None:
@@ -278,6 +281,32 @@ def test_two_workers_over_sockets_end_with_the_bits_of_the_plain_sum(
         other.join(DEADLINE_S)
         for worker in workers:
             assert worker.parameters.tobytes() == alone.parameters.tobytes()
+
+
+def test_a_step_allocates_no_array_after_the_first(pair: tuple[socket.socket, socket.socket]) -> None:
+    workers = [Worker(rank, pair[rank], update=Keep) for rank in range(2)]
+
+    def steps(first: int, last: int) -> None:
+        def take(worker: Worker) -> None:
+            for number in range(first, last):
+                worker.step(number)
+
+        other = threading.Thread(target=take, args=(workers[1],))
+        other.start()
+        take(workers[0])
+        other.join(DEADLINE_S)
+
+    steps(1, 4)
+    tracemalloc.start()
+    try:
+        steps(4, 6)
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        steps(6, 10)
+        # Of two workers and a thread; the smallest part of a bucket would take 7 KB, an array of the vector 400 KB.
+        assert tracemalloc.get_traced_memory()[1] - before < 16384
+    finally:
+        tracemalloc.stop()
 
 
 # Faults
