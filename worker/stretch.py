@@ -104,10 +104,11 @@ class Stretches:
 
     def _forward_backward(self, shards: ShardStacks, step: int) -> Result:
         """This worker's gradient sums of the batch, one per subtree; nothing where all its shards are empty."""
+        finished = self._reduction.begin(shards.filled, step) if self._reduction.overlaps else None
         if not shards.stacks:
             return _NOTHING
         streams = Streams(self._model.seed, step, self._first_shard)
-        return self._model.loss_and_gradient(shards.stacks, shards.combine, streams)
+        return self._model.loss_and_gradient(shards.stacks, shards.combine, streams, finished)
 
     def _took(self, number: int, seconds: float) -> None:
         self._times[number % STEP_TIMES] = seconds

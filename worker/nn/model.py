@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
@@ -126,18 +126,28 @@ class Model:
             for entry in entries:
                 tensors[entry.name][...] = INITIALIZERS[entry.initial.kind](stream, entry.initial, entry.shape)
 
+    @property
+    def finished_ranges(self) -> tuple[tuple[int, int], ...]:
+        """The ranges of the flat vector in the order in which a backward pass completes them: by the network alone."""
+        return self._network.finished_ranges
+
     def loss_and_gradient(
-        self, stacks: Sequence[Stack], combine: Sequence[Subtree] | None = None, streams: Streams | None = None
+        self,
+        stacks: Sequence[Stack],
+        combine: Sequence[Subtree] | None = None,
+        streams: Streams | None = None,
+        finished: Callable[[int], None] | None = None,
     ) -> Result:
         """One forward and one backward pass over one or two stacks of equal shards.
 
         A stack is (x, y): x (S, R, *input_shape), y (S, R, *target), C-contiguous, in ascending shard order. `combine` are the
         tree's maximal nodes inside these shards, counted from the first of them; unless given, the one tree over all. A node
         that reaches past the last shard stands for one whose shards there are empty. Fills the first rows of `gradients`
-        with one gradient sum per node.
+        with one gradient sum per node. `finished` is told during the backward pass how many of `finished_ranges` are complete
+        in all of them: at least once after each, in their order.
         """
         step = self._step(stacks, combine)
-        losses, denominators, finite = step.run(stacks, streams)
+        losses, denominators, finite = step.run(stacks, streams, finished)
         if len(losses) == 1:
             return Result((losses[0],), (denominators[0],), finite and math.isfinite(losses[0]))
         loss_sums = tuple([tree_sum(node, losses) for node in step.nodes])

@@ -32,22 +32,20 @@ def scratch_tiles(shapes: Sequence[tuple[int, ...]], nodes: Sequence[Subtree], d
 
 @final
 class TiledSum:
-    """The gradient of one weight (O, I) over the shards of one or two stacks, one sum for each node.
+    """The gradient of one tile of a weight (O, I) over the shards of one or two stacks, one sum for each node.
 
     `leaves` are the layer at its stack shape, and the number in its stack, of each shard. `out` (nodes, O, I) are the gradient
-    vectors at the weight.
+    vectors at the weight, of which the tile is the rows `tile`.
     """
 
     def __init__(
-        self, leaves: Sequence[tuple[Layer, int]], nodes: Sequence[Subtree], out: Array, scratch: Sequence[Array]
+        self, leaves: Sequence[tuple[Layer, int]], nodes: Sequence[Subtree], out: Array, tile: slice, scratch: Sequence[Array]
     ) -> None:
         self._leaves, self._scratch = leaves, scratch
-        # By tile and node: products and sums, then the look for what is not finite.
-        self._tiles: list[tuple[list[Call], Array]] = []
-        for first, end in pairwise(tile_borders(*out.shape[1:])):
-            for node, total in zip(nodes, out, strict=True):
-                calls = self._plan(node, slice(first, end), total[first:end])
-                self._tiles.append((calls, total[first:end].reshape(-1)))
+        # By node: products and sums, then the look for what is not finite.
+        self._sums = [
+            (self._plan(node, tile, total[tile]), total[tile].reshape(-1)) for node, total in zip(nodes, out, strict=True)
+        ]
 
     def _plan(self, node: Subtree, rows: slice, target: Array) -> list[Call]:
         """The sum of a node's shards into `target`, which the first product is written to; others wait beside it."""
@@ -70,7 +68,7 @@ class TiledSum:
     def run(self) -> bool:
         """Computes; False if a sum is not finite."""
         finite = True
-        for calls, total in self._tiles:
+        for calls, total in self._sums:
             for call, arguments in calls:
                 call(*arguments)
             finite &= all_finite((total,))
