@@ -38,6 +38,8 @@ from lockstep.contract.errors import LockstepError, UserError
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import job_spec_pb2
 from lockstep.v1 import training_job_pb2 as job
+from worker import failpoints
+from worker.failpoints import failpoint
 
 KINDS: Final[dict[job.TrainingJob.Kind.ValueType, type[Training | GradientCheckRun | Replay]]] = {
     job.TrainingJob.TRAINING: Training,
@@ -114,7 +116,9 @@ def carry_out(
             reports.ended(agent.RunEnded(outcome=agent.RunEnded.LOST, reason=str(broken), cause=agent.RunEnded.OWN))
         raise
     log.info("run ended", outcome=agent.RunEnded.Outcome.Name(ended.outcome), reason=ended.reason, step=ended.last_step)
+    failpoint("run.before_end", ended.last_step)
     reports.ended(ended)
+    failpoint("run.when_ended", ended.last_step)
 
 
 def _carry_out(order: agent.RunOrder, files_folder: Path, reports: Reports, orders: Orders, cluster: Cluster) -> agent.RunEnded:
@@ -123,6 +127,7 @@ def _carry_out(order: agent.RunOrder, files_folder: Path, reports: Reports, orde
     portable = kind != job.TrainingJob.GRADIENT_CHECK and order.spec.training.arithmetic == job_spec_pb2.PORTABLE
     make_group = partial(cluster.group, PORTABLE_WORKER if portable else SHARD_WORKER)
     try:
+        failpoints.arm(failpoints.of_coordinator(order.failpoints, order.run_number))
         return KINDS[kind](order, files_folder, reports, orders, make_group).run()
     except UserError as error:
         return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=str(error))

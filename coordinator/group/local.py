@@ -32,8 +32,9 @@ from coordinator.group.process import BEAT, REQUEST
 from coordinator.preflight import Needs, lacks
 from lockstep.v1 import cluster_service_pb2 as cluster
 
-# The one node.
+# The node, unless a worker's variables say that it is on another.
 NODE = "local"
+NODE_VARIABLE = "LOCKSTEP_LOCAL_NODE"
 
 _READ_BYTES = 1 << 18
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -164,7 +165,8 @@ class LocalGroup(WorkerGroup):
             raise GroupStartFailed(f"a worker process could not be started: {error}", outside=False) from error
 
     def _new_worker(self) -> _Worker:
-        worker = _Worker(self._handler, NODE, self._environments.get(self._started, {}))
+        environment = self._environments.get(self._started, {})
+        worker = _Worker(self._handler, environment.get(NODE_VARIABLE, NODE), environment)
         self._started += 1
         return worker
 

@@ -46,13 +46,36 @@ def test_numbers_that_are_not_finite_stand_as_words() -> None:
     assert Manifest.from_json(text).class_names == ["NaN", "Infinity"]
 
 
+def unchecked(**changed: object) -> str:
+    """The manifest with other values, as a version wrote it that knew no checksum."""
+    values = {**json.loads(MANIFEST.to_json()), **changed}
+    del values["manifest_sha256"]
+    return json.dumps(values)
+
+
 def test_a_key_of_a_newer_version_is_passed_over() -> None:
-    assert Manifest.from_json(json.dumps({**json.loads(MANIFEST.to_json()), "new": 1})) == MANIFEST
+    assert Manifest.from_json(unchecked(new=1)) == MANIFEST
+
+
+def test_a_manifest_without_a_checksum_is_read() -> None:
+    assert Manifest.from_json(unchecked()) == MANIFEST
+
+
+def test_no_flipped_bit_is_believed() -> None:
+    whole = MANIFEST.to_json().encode()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        try:
+            read = Manifest.from_json(bytes(flipped))
+        except UserError:
+            continue
+        assert read == MANIFEST  # white space, or the name of the checksum
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", "[" * 100_000, json.dumps({**json.loads(MANIFEST.to_json()), "step": "240"}), '{"format": 1}'],
+    ["", "{", "[]", "{}", "[" * 100_000, unchecked(step="240"), '{"format": 1}'],
 )
 def test_what_is_damaged_is_refused(text: str) -> None:
     with pytest.raises(UserError):

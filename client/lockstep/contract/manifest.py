@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import types
@@ -20,6 +21,9 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 
 # A manifest holds names and settings, never weights.
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+
+# The key of the manifest's own checksum. One without it, as older versions wrote, is read unchecked.
+_CHECKSUM = "manifest_sha256"
 
 # Classes whose metrics a result carries to people; a manifest has the counts of all.
 CLASSES_REPORTED = 1000
@@ -74,7 +78,9 @@ class Manifest:
 
     def to_json(self) -> str:
         """Indented JSON, sorted keys. A number that is not finite stands as "NaN", "Infinity" or "-Infinity"."""
-        return json.dumps(_encoded(asdict(self)), sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
+        values = _encoded(asdict(self))
+        values[_CHECKSUM] = _checksum(values)
+        return json.dumps(values, sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, place: str = MANIFEST_FILE) -> Manifest:
@@ -90,6 +96,9 @@ class Manifest:
         if values.get("format") != FORMAT:
             remedy = f"this version of Lockstep reads format {FORMAT}; use the version that wrote it, or a newer one"
             raise UserError.of(f"{place}: format", values.get("format"), remedy, "MANIFEST_FORMAT")
+        checksum = values.pop(_CHECKSUM, None)
+        if checksum is not None and checksum != _checksum(values):
+            raise _damaged(place, f"its content is not that of its {_CHECKSUM}")
         wanted = typing.get_type_hints(cls)
         # Keys that a newer version added are passed over: they do not change what the known ones mean.
         known = [part.name for part in fields(cls) if part.name in values]
@@ -98,6 +107,11 @@ class Manifest:
             return cls(**read)
         except TypeError as error:
             raise _damaged(place, str(error).removeprefix("Manifest.__init__() ")) from error
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """SHA-256, in hex, of all else in the manifest: its JSON with sorted keys and no white space."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _encoded(value: Any) -> Any:

@@ -183,12 +183,19 @@ class JoinRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    FAILPOINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def failpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where this worker comes to harm, for tests; points of the run's order."""
+
     def __init__(
         self,
+        *,
+        failpoints: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failpoints", b"failpoints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
