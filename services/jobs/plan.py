@@ -8,7 +8,7 @@ from lockstep.contract.arithmetic import filled_shards, validation_count
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.training_job_pb2 import LayerPlan, Plan
-from worker.nn.shapes import Role, layer_shapes, parameter_layout, worker_memory_bytes
+from worker.nn.shapes import Role, layer_shapes, layout_of, parameter_layout, worker_memory_bytes
 from worker.specs import Architecture, LossRecord, OptimizerRecord
 
 # Headers and the manifest of a checkpoint, without the names of tensors.
@@ -24,7 +24,7 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, loss: L
     batch_size = min(spec.training.batch_size, training_rows)
     layers = layer_shapes(model)
     states = len(optimizer.state_names)
-    entries = parameter_layout(model).entries
+    entries = layout_of(layers).entries
     parameters = sum(layer.parameter_count for layer in layers)
     return Plan(
         training_rows=training_rows,

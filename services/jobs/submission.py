@@ -18,6 +18,7 @@ from services import limits
 from services.jobs import checks, resolve
 from services.jobs.notes import notes
 from services.jobs.plan import make_plan, of_gradient_check
+from worker.nn.shapes import layer_shapes
 
 
 @final
@@ -81,11 +82,12 @@ def prepare(
         training_rows = version.schema.rows - validation_count(version.schema.rows, spec.validation_fraction)
     shards = checks.BatchShards.of(spec, model, training_rows)
     wrong += checks.workers(spec, shards)
-    if model is not None and not wrong:
-        wrong += checks.learns(model)
-    if model is not None and version is not None and training_rows is not None and not wrong:
-        wrong += checks.batch_statistics(spec, model, training_rows)
-        wrong += checks.indices(spec, model, version.schema)
+    layers = layer_shapes(model) if model is not None and not wrong else []
+    if layers:
+        wrong += checks.learns(layers)
+    if layers and version is not None and training_rows is not None and not wrong:
+        wrong += checks.batch_statistics(spec, layers, training_rows)
+        wrong += checks.indices(spec, layers, version.schema)
     wrong = _first_per_place(wrong)
     if wrong:
         raise UserError(wrong[: limits.VIOLATIONS])
@@ -105,7 +107,7 @@ def prepare(
         plan=plan,
         version=version,
         arithmetic_digest=arithmetic_digest(spec, version.digest, ARITHMETIC_VERSION),
-        warnings=warnings + notes(spec, plan, model),
+        warnings=warnings + notes(spec, plan, layers),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lockstep.contract.arithmetic import EVALUATION_BLOCK_ROWS, shard_rows
-from worker.nn.shapes.layout import BLOCK_FLOATS, aligned, parameter_layout
+from worker.nn.shapes.layout import BLOCK_FLOATS, aligned, layout_of
 from worker.nn.shapes.network import layer_shapes
 from worker.nn.shapes.shape import LayerShapes, Shape, flattened
 from worker.specs import Architecture, Conv1dRecord, Conv2dRecord, LossRecord, SoftmaxCrossEntropyRecord
@@ -32,7 +32,7 @@ def worker_memory_bytes(
     """
     chain = layer_shapes(architecture)
     layers = list(flattened(chain))
-    size = parameter_layout(architecture).size
+    size = layout_of(chain).size
     own_shards = max((rank + 1) * shards // workers - rank * shards // workers for rank in range(workers))
     rows_of_shards = [end - first for first, end in shard_rows(batch_size, shards, architecture.least_shard_rows)]
     rows = own_shards * rows_of_shards[0]
