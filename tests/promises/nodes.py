@@ -23,9 +23,10 @@ class Nodes(Service):
         super().__init__(folder, head_slots + sum(slots))
         self._head_slots, self._node_slots = head_slots, slots
         self._agent_port, self._ray_port = free_ports(2)
-        self._ray_token = folder / "ray-token"
-        self._ray_token.write_text(secrets.token_hex(32))
-        self._ray_token.chmod(0o600)
+        self.ray_token = folder / "ray-token"
+        self.ray_token.write_text(secrets.token_hex(32))
+        self.ray_token.chmod(0o600)
+        self.ray_address = f"{HOST}:{self._ray_port}"
         self.environment["LOCKSTEP_STEP_DEADLINE_FLOOR_S"] = str(step_deadline_s)
         self.api: subprocess.Popen[bytes] | None = None
         self.head: subprocess.Popen[bytes] | None = None
@@ -48,15 +49,15 @@ class Nodes(Service):
         """The Ray head and the agent."""
         self.head = self.command(
             *("agent", "--data", str(self.data), "--server", f"{HOST}:{self._agent_port}"),
-            *("--agent-token-file", str(self._agent_token), "--ray-token-file", str(self._ray_token)),
+            *("--agent-token-file", str(self._agent_token), "--ray-token-file", str(self.ray_token)),
             *("--ray-port", str(self._ray_port), "--node-ip", HOST, "--head-slots", str(self._head_slots)),
         )
 
     def add_node(self, slots: int) -> subprocess.Popen[bytes]:
         """A node with worker slots; it is not waited for."""
         node = self.command(
-            *("worker", "--data", str(self.data), "--head", f"{HOST}:{self._ray_port}", "--slots", str(slots)),
-            *("--node-ip", HOST, "--ray-token-file", str(self._ray_token)),
+            *("worker", "--data", str(self.data), "--head", self.ray_address, "--slots", str(slots)),
+            *("--node-ip", HOST, "--ray-token-file", str(self.ray_token)),
         )
         self.workers[node] = slots
         return node

@@ -177,6 +177,17 @@ class Service:
         with self.client() as client:
             return list(client.watch(job, timeout_s=60))
 
+    def curve(self, job: str) -> list[tuple[int, str, float]]:
+        """The points of a job's curves by step; each step and name is there once."""
+        points = [
+            (event.points.step, point.name, point.value)
+            for event in self.events(job)
+            if event.HasField("points")
+            for point in event.points.points
+        ]
+        assert len({(step, name) for step, name, _ in points}) == len(points) > 0
+        return sorted(points)
+
     def processes(self) -> dict[int, str]:
         """All processes of the service, by id, with their command lines; known by what they inherited."""
         found = {}
