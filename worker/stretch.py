@@ -53,6 +53,7 @@ class Stretches:
         """Takes the steps. One whose gradient is not finite anywhere is skipped, or ends the stretch before it."""
         first_step, last_step = request.first_step, request.last_step
         reply = StretchReply(skipped_in_a_row=request.skipped_in_a_row)
+        crossed = self._reduction.crossed_bytes
         began, waited_s, clock = time.perf_counter(), self._reduction.waited_s, time.perf_counter
         with np.errstate(all="ignore"):
             for step in range(first_step, last_step + 1):
@@ -91,6 +92,8 @@ class Stretches:
         reply.step = self.step
         reply.total_seconds = clock() - began
         reply.wait_seconds = self._reduction.waited_s - waited_s
+        sent, received = self._reduction.crossed_bytes
+        reply.sent_bytes, reply.received_bytes = sent - crossed[0], received - crossed[1]
         reply.compute_seconds = reply.total_seconds - reply.wait_seconds
         if steps > 0:
             reply.median_step_seconds = float(np.median(self._times[:steps]))

@@ -27,7 +27,8 @@ class Nodes(Service):
         self.ray_token.write_text(secrets.token_hex(32))
         self.ray_token.chmod(0o600)
         self.ray_address = f"{HOST}:{self._ray_port}"
-        self.environment["LOCKSTEP_STEP_DEADLINE_FLOOR_S"] = str(step_deadline_s)
+        for name in ("LOCKSTEP_STEP_DEADLINE_FLOOR_S", "LOCKSTEP_FIRST_STEP_DEADLINE_S"):
+            self.environment[name] = str(step_deadline_s)
         self.api: subprocess.Popen[bytes] | None = None
         self.head: subprocess.Popen[bytes] | None = None
         self.workers: dict[subprocess.Popen[bytes], int] = {}

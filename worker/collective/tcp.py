@@ -41,6 +41,7 @@ class _Link:
         connection.setblocking(False)
         self.out: deque[memoryview] = deque()
         self.expected: deque[tuple[Message, int, Sequence[memoryview]]] = deque()
+        self.sent_bytes = self.received_bytes = 0
         self._head = memoryview(bytearray(HEADER.size))
         self._got = 0  # bytes of the header that came
         self._parts: deque[memoryview] = deque()  # what the frame under way still fills
@@ -54,6 +55,7 @@ class _Link:
             except BlockingIOError:
                 return moved
             moved = True
+            self.sent_bytes += sent
             while self.out and sent >= len(self.out[0]):
                 sent -= len(self.out.popleft())
             if sent:
@@ -72,6 +74,7 @@ class _Link:
             if count == 0:
                 raise _Broken("closed its link")
             moved = True
+            self.received_bytes += count
             if self._parts:
                 if count == len(target):
                     self._parts.popleft()
@@ -120,6 +123,14 @@ class TcpLinks(Links):
     def __init__(self, rank: int, nodes: Sequence[str], connections: Mapping[int, socket.socket]) -> None:
         self._rank, self._nodes = rank, nodes
         self._links = {peer: _Link(peer, peer_name(peer, nodes), connection) for peer, connection in connections.items()}
+
+    @property
+    def sent_bytes(self) -> int:
+        return sum(link.sent_bytes for link in self._links.values())
+
+    @property
+    def received_bytes(self) -> int:
+        return sum(link.received_bytes for link in self._links.values())
 
     def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         link = self._links[rank]
