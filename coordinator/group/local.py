@@ -68,7 +68,7 @@ class LocalCluster(Cluster):
     def nodes(self) -> list[cluster.Node]:
         return [cluster.Node(node_id=NODE, address="127.0.0.1", slots=self._slots)]
 
-    def lacks(self, node_id: str, needs: Needs, deadline_s: float) -> list[str]:
+    def lacks(self, node_id: str, needs: Needs, deadline_s: float) -> list[str] | None:
         return lacks(needs)
 
     def prepare(self, nodes: Sequence[cluster.Node]) -> None:

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,15 +127,22 @@ def gone(pid: int) -> bool:
         return True
 
 
+def look(nodes: Nodes) -> list[list[dict[str, Any]]]:
+    """The placement groups in Ray, and the actors without their driver."""
+    environment = {**nodes.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(nodes.ray_token)}
+    command = [sys.executable, "-c", LOOK, nodes.ray_address]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    found: list[list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def nothing_is_left(nodes: Nodes) -> None:
     """No placement group, and no actor without its driver."""
-    environment = {**nodes.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(nodes.ray_token)}
-    left: list[object] = []
+    left: list[list[dict[str, Any]]] = []
 
     def none() -> bool:
-        command = [sys.executable, "-c", LOOK, nodes.ray_address]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
-        left[:] = json.loads(done.stdout.splitlines()[-1])
+        left[:] = look(nodes)
         return left == [[], []]
 
     try:
@@ -162,6 +171,9 @@ def test_a_worker_is_killed_and_another_stopped_on_the_second_node(nodes: Nodes,
     run.waits("all are there again", lambda: len(run.members()) == 5 and first[4].pid not in {m.pid for m in run.members()})
     second = run.members()
     assert len({member.pid for member in second} - {member.pid for member in first}) == 1
+    # Each CPU is held on the very node of its worker, though the nodes have one address.
+    held = [home for group in look(nodes)[0] for home in group["bundles_to_node_id"].values()]
+    assert Counter(held) == Counter(member.node for member in second)
     run.goes_on()
     os.kill(second[3].pid, signal.SIGSTOP)
     stopped = time.monotonic()
