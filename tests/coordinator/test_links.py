@@ -35,7 +35,12 @@ STANDS_FOR = {"a": "127.0.1.1", "b": "127.0.1.2"}
 def order_of(files: Path, workers: int, units: int = 16) -> agent.RunOrder:
     """12 steps of what could depend on how work is split; the last batch of an epoch has 32 of 64 rows."""
     order = make_order(files, epochs=4, workers=workers)
-    hidden = [Layer(dense=Dense(units=units)), Layer(batch_norm=BatchNorm()), Layer(relu=Relu()), Layer(dropout=Dropout(rate=0.2))]
+    hidden = [
+        Layer(dense=Dense(units=units)),
+        Layer(batch_norm=BatchNorm()),
+        Layer(relu=Relu()),
+        Layer(dropout=Dropout(rate=0.2)),
+    ]
     order.spec.model.CopyFrom(ModelSpec(layers=[*hidden, Layer(dense=Dense(units=CLASSES))]))
     order.spec.optimizer.CopyFrom(
         Optimizer(
@@ -132,9 +137,7 @@ def test_slow_links_give_the_same_bits(tmp_path: Path, alone: Callable[[int], Ru
 
 
 @pytest.mark.parametrize("bytes_before", [1500, 4001, 20_003])
-def test_links_that_are_reset_cost_a_group_and_nobody(
-    tmp_path: Path, alone: Callable[[int], Run], bytes_before: int
-) -> None:
+def test_links_that_are_reset_cost_a_group_and_nobody(tmp_path: Path, alone: Callable[[int], Run], bytes_before: int) -> None:
     with Proxy() as proxy:
         proxy.after(bytes_before, proxy.reset)
         run = Through(tmp_path, proxy)
@@ -161,7 +164,9 @@ def test_a_dead_link_is_named_at_the_deadline(
         run = Through(tmp_path, proxy)
     run.is_like(alone(16))
     assert set(run.groups) == {3} and len(run.groups) == 2
-    assert any(f"worker {rank} (node {node}) did not reach step" in run.told[0] for rank, node in ((0, "a"), (1, "a"), (2, "b")))
+    assert any(
+        f"worker {rank} (node {node}) did not reach step" in run.told[0] for rank, node in ((0, "a"), (1, "a"), (2, "b"))
+    )
 
 
 @pytest.fixture

@@ -70,12 +70,21 @@ class Nodes(Service):
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(STOP_S) == 0, self.log.read_text()[-3000:]
 
-    def lose(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGKILL for a command and all below it, as when a machine goes."""
-        self._signal(process, signal.SIGKILL)
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGKILL for a command."""
+        process.kill()
         process.wait(STOP_S)
         self._started.remove(process)
-        self.workers.pop(process, None)
+
+    def lose(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGKILL for a node's Ray and all its workers; the command above them then tidies up and ends, as a supervisor sees."""
+        for pid in self.below(process)[1:]:
+            with contextlib.suppress(OSError):
+                if b"services.processes.guard" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+        assert process.wait(STOP_S) == 1, self.log.read_text()[-3000:]
+        self._started.remove(process)
+        self.workers.pop(process)
 
     def freeze(self, process: subprocess.Popen[bytes]) -> None:
         """SIGSTOP for a command and all below it."""

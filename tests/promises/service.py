@@ -215,7 +215,7 @@ class Service:
         raise AssertionError(f"no process holds {lock}")
 
     def _is_ready(self) -> bool:
-        ended = [f"{process.args} ended with {process.returncode}" for process in self._started if process.poll() is not None]
+        ended = [f"{process.args!r} ended with {process.returncode}" for process in self._started if process.poll() is not None]
         assert not ended, ended
         if not self.token_file.exists():
             return False
@@ -235,8 +235,10 @@ class Service:
         return {name for name in names if not any(path.startswith(name) for path in kept) and os.path.isdir(name)}
 
     def _is_ours(self, name: str) -> bool:
-        """Whether a segment is one that nobody else holds open either."""
+        """Whether it is a segment, and one that nobody else holds open either."""
         path = f"/dev/shm/{name}"
+        if not os.path.isfile(path):
+            return False  # a folder of another program
         for pid, _ in _process_folders():
             with contextlib.suppress(OSError):
                 if path in (Path(f"/proc/{pid}/maps")).read_text():

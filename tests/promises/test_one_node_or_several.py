@@ -1,4 +1,4 @@
-"""The same job gives one hash on one Ray node or several, whatever is killed, stopped or lost meanwhile, and nothing is left."""
+"""The same job gives one hash on one Ray node or several, whatever is killed or lost meanwhile, and nothing is left."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ JOB = Path(__file__).parent / "everything.yaml"
 STEPS = 600
 JOB_S = 200
 FEW_S = 90
-# What is alive in Ray besides this driver: placement groups, and actors of drivers that have ended.
+# What is alive in Ray besides this driver: placement groups, actors of drivers that have ended, and CPUs that are held.
 LOOK = """
 import json, sys, ray
 from ray._private import state
@@ -38,7 +38,8 @@ ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 over = {job["JobID"] for job in state.jobs() if job["IsDead"]}
 groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
 actors = [actor for actor in state.actors().values() if actor["State"] != "DEAD" and actor["JobID"] in over]
-print(json.dumps([groups, actors]))
+held = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
+print(json.dumps([groups, actors, [held] if held else []]))
 """
 
 
@@ -127,23 +128,23 @@ def gone(pid: int) -> bool:
         return True
 
 
-def look(nodes: Nodes) -> list[list[dict[str, Any]]]:
-    """The placement groups in Ray, and the actors without their driver."""
+def look(nodes: Nodes) -> list[list[Any]]:
+    """The placement groups in Ray, the actors without their driver, and the CPUs that are held."""
     environment = {**nodes.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(nodes.ray_token)}
     command = [sys.executable, "-c", LOOK, nodes.ray_address]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    found: list[list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
+    found: list[list[Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def nothing_is_left(nodes: Nodes) -> None:
-    """No placement group, and no actor without its driver."""
-    left: list[list[dict[str, Any]]] = []
+    """No placement group, no actor without its driver, no CPU that is held."""
+    left: list[list[Any]] = []
 
     def none() -> bool:
         left[:] = look(nodes)
-        return left == [[], []]
+        return left == [[], [], []]
 
     try:
         wait_until("nothing is left in Ray", none, FEW_S, 1.0)
@@ -158,7 +159,9 @@ def test_the_weights_are_the_same_on_any_number_of_nodes(nodes: Nodes, alone: Tr
     homes = [member.node for member in run.members]
     assert len(homes) == workers and len(set(homes)) == over
     # Workers of one node are neighbours, and so are their shards.
-    assert [rank for rank in range(1, workers) if homes[rank] != homes[rank - 1]] == [homes.index(home) for home in dict.fromkeys(homes)][1:]
+    assert [rank for rank in range(1, workers) if homes[rank] != homes[rank - 1]] == [
+        homes.index(home) for home in dict.fromkeys(homes)
+    ][1:]
     assert [member.first_shard for member in run.members[1:]] == [member.end_shard for member in run.members[:-1]]
     assert run.computed_rows == ended.progress.applied_rows and not ended.progress.replayed_rows
 
@@ -211,7 +214,7 @@ def test_api_server_coordinator_and_agent_are_killed(nodes: Nodes, alone: Traini
     run = Run(nodes, job_of(5, least=1))
     run.at(60)
     assert nodes.api is not None
-    nodes.lose(nodes.api)
+    nodes.kill(nodes.api)
     nodes.start_api()
     run.at(130)
     assert len(run.get().runs) == 1
