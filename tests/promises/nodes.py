@@ -77,7 +77,7 @@ class Nodes(Service):
         self._started.remove(process)
 
     def lose(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGKILL for a node's Ray and all its workers; the command above them then tidies up and ends, as a supervisor sees."""
+        """SIGKILL for a node's Ray and all its workers; the command above them then tidies up and ends."""
         for pid in self.below(process)[1:]:
             with contextlib.suppress(OSError):
                 if b"services.processes.guard" not in Path(f"/proc/{pid}/cmdline").read_bytes():
