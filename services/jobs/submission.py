@@ -42,16 +42,14 @@ class Submission:
     version: Version
     arithmetic_digest: str
     warnings: list[str]
+    fingerprint: str = ""  # on which it must run; empty where any will do
 
 
 def kind_of(job: TrainingJob) -> TrainingJob.Kind.ValueType:
-    """The kind that is asked for. Raises UserError for those that are not built yet."""
+    """The kind that is asked for. Raises UserError where a job of another kind than VERIFY has a replay."""
     kind = job.kind or TrainingJob.TRAINING
-    if kind not in (TrainingJob.TRAINING, TrainingJob.GRADIENT_CHECK):
-        known = TrainingJob.Kind.values()
-        name = TrainingJob.Kind.Name(kind) if kind in known else str(kind)
-        reason = "NOT_BUILT" if kind in known else "ENUM_UNKNOWN"
-        raise UserError.of("kind", name, "jobs of this kind cannot be run yet; submit TRAINING or GRADIENT_CHECK", reason)
+    if job.HasField("replay") and kind != TrainingJob.VERIFY:
+        raise UserError.of("replay", "", "only a job of kind VERIFY replays another; leave it out", "NOT_A_REPLAY")
     return kind
 
 

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +17,13 @@ from coordinator import limits, run
 from coordinator.checkpoint_folder import CheckpointBroken
 from coordinator.exit_codes import EXIT_BROKEN, EXIT_FAILED, EXIT_SPOOL_FULL
 from coordinator.group.cluster import Cluster
+from coordinator.group.group import PORTABLE_WORKER, SHARD_WORKER
 from coordinator.orders import Orders
 from coordinator.reconciler import _said
 from coordinator.reports import Reports
 from coordinator.spool import SpoolFull, read_events, spool_path
 from lockstep.internal.v1 import agent_service_pb2 as agent
+from lockstep.v1 import job_spec_pb2
 from lockstep.v1 import training_job_pb2 as job
 
 
@@ -42,7 +45,7 @@ def order_of(files: Path) -> agent.RunWish:
     return agent.RunWish(order=agent.RunOrder(job_id="a-b", run_number=3), intent=agent.RunWish.RUN)
 
 
-def trains(monkeypatch: pytest.MonkeyPatch, act: Any, loop: str = "Training") -> None:
+def trains(monkeypatch: pytest.MonkeyPatch, act: Any, kind: job.TrainingJob.Kind.ValueType = job.TrainingJob.TRAINING) -> None:
     """Puts `act` in the place of the loop; it is given the run's voice."""
 
     class Training:
@@ -52,7 +55,7 @@ def trains(monkeypatch: pytest.MonkeyPatch, act: Any, loop: str = "Training") ->
         def run(self) -> agent.RunEnded:
             return cast(agent.RunEnded, act(self._reports))
 
-    monkeypatch.setattr(run, loop, Training)
+    monkeypatch.setitem(run.KINDS, kind, Training)
 
 
 class Nowhere:
@@ -132,15 +135,40 @@ def test_exit_codes_say_what_it_was_and_never_that_the_head_is_gone(
     assert word in said and "head" not in said and found == cause
 
 
-def test_a_run_does_what_its_kind_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checked = agent.RunEnded(outcome=agent.RunEnded.SUCCEEDED, reason="checked")
-    trains(monkeypatch, lambda reports: checked, "GradientCheckRun")
+@pytest.mark.parametrize(
+    ("kind", "handler"),
+    [
+        (job.TrainingJob.TRAINING, PORTABLE_WORKER),
+        (job.TrainingJob.VERIFY, PORTABLE_WORKER),
+        (job.TrainingJob.GRADIENT_CHECK, SHARD_WORKER),
+    ],
+)
+def test_what_portable_weights_are_made_of_is_portable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: job.TrainingJob.Kind.ValueType, handler: str
+) -> None:
+    class Asked:
+        def __init__(self, *given: object) -> None:
+            self._make_group = cast(Callable[[], object], given[4])
+
+        def run(self) -> agent.RunEnded:
+            self._make_group()
+            return agent.RunEnded()
+
     wish = order_of(tmp_path)
-    for number, (kind, outcome) in enumerate(
-        [(job.TrainingJob.GRADIENT_CHECK, agent.RunEnded.SUCCEEDED), (job.TrainingJob.VERIFY, agent.RunEnded.FAILED)]
-    ):
-        wish.order.kind, wish.order.run_number = kind, number + 1
+    wish.order.kind, wish.order.spec.training.arithmetic = kind, job_spec_pb2.PORTABLE
+    monkeypatch.setitem(run.KINDS, kind, Asked)
+    run.carry_out(wish, tmp_path, cast(Orders, None), cast(Cluster, Nowhere()))
+    *_, (last, _) = read_events(spool_path(tmp_path, "a-b", 3))
+    assert last.ended.reason.endswith(f"AssertionError: {handler}")
+
+
+def test_a_run_does_what_its_kind_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wish = order_of(tmp_path)
+    for number, kind in enumerate([job.TrainingJob.GRADIENT_CHECK, job.TrainingJob.VERIFY], start=1):
+        said = agent.RunEnded(outcome=agent.RunEnded.SUCCEEDED, reason=job.TrainingJob.Kind.Name(kind))
+        trains(monkeypatch, lambda reports, said=said: said, kind)
+        wish.order.kind, wish.order.run_number = kind, number
         run.carry_out(wish, tmp_path, cast(Orders, None), cast(Cluster, Nowhere()))
-        *_, (last, _) = read_events(spool_path(tmp_path, "a-b", number + 1))
-        assert last.ended.outcome == outcome
-    assert "VERIFY are not built yet" in last.ended.reason
+        *_, (last, _) = read_events(spool_path(tmp_path, "a-b", number))
+        assert last.ended.reason == said.reason
+    assert sorted(run.KINDS) == sorted(job.TrainingJob.Kind.values())[1:]

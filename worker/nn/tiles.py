@@ -11,21 +11,15 @@ import numpy as np
 from worker.nn.combination import Subtree, all_finite, evaluate
 from worker.nn.layers import Layer
 from worker.nn.parameters import Array, aligned_zeros
-from worker.nn.shapes import BLOCK_FLOATS
+from worker.nn.shapes import BLOCK_FLOATS, TILE_FLOATS, TILE_ROWS
 
 # What is called, and with what.
 Call: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 
-# A few tiles lie in the third-level cache together. What is not larger is one tile.
-TILE_FLOATS = 1 << 20
-
-# Rows of a tile come in multiples of the products' own tiles, and are never few: each product packs all of its other side.
-ROWS = 64
-
 
 def tile_borders(rows: int, columns: int) -> list[int]:
     """Where the tiles of a weight (rows, columns) begin, and its end: by its shape alone, for it decides bits."""
-    step = rows if rows * columns <= TILE_FLOATS else max(ROWS, TILE_FLOATS // columns // ROWS * ROWS)
+    step = rows if rows * columns <= TILE_FLOATS else max(TILE_ROWS, TILE_FLOATS // columns // TILE_ROWS * TILE_ROWS)
     return [*range(0, rows, step), rows]
 
 
