@@ -26,7 +26,7 @@ from .service import wait_until
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 JOB = Path(__file__).parent / "everything.yaml"
-STEPS = 600
+STEPS = 900
 JOB_S = 200
 FEW_S = 90
 # What is alive in Ray besides this driver: placement groups, actors of drivers that have ended, and CPUs that are held.
@@ -203,21 +203,25 @@ def test_a_worker_is_killed_and_another_stopped_on_the_second_node(nodes: Nodes,
     assert f"worker 3 (node {second[3].node})" in run.told("WORKER_FAILED")[-1]
 
 
-def test_a_node_is_frozen_and_another_lost(nodes: Nodes, alone: TrainingJob) -> None:
+def test_a_node_freezes_and_thaws(nodes: Nodes, alone: TrainingJob) -> None:
     run = Run(nodes, job_of(5, least=1))
     first = run.at(60)
-    homes = {node: set(nodes.below(node)) for node in nodes.workers}
-    frozen = next(node for node, below in homes.items() if first[4].pid in below)
-    nodes.freeze(frozen)
+    frozen = next(node for node in nodes.workers if first[4].pid in nodes.below(node))
     asleep = {member.pid for member in first if member.node == first[4].node}
+    nodes.freeze(frozen)
     run.group("it goes on without that node", lambda group: not asleep & pids(group))
     nodes.thaw(frozen)
     run.waits("who slept ends", lambda: all(gone(pid) for pid in asleep))
-    second = run.group("others have come", lambda group: len(group) == 5)
-    lost = next(node for node, below in homes.items() if first[0].pid in below)
+    assert len(run.ends_like(alone).runs) == 1
+
+
+def test_a_node_is_lost(nodes: Nodes, alone: TrainingJob) -> None:
+    run = Run(nodes, job_of(5, least=1))
+    first = run.at(60)
+    lost = next(node for node in nodes.workers if first[4].pid in nodes.below(node))
     nodes.lose(lost)
-    third = run.group("it goes on without that node", lambda group: first[0].node not in {member.node for member in group})
-    assert pids(second) & pids(third)
+    left = run.group("it goes on without that node", lambda group: first[4].node not in {m.node for m in group})
+    assert pids(left) & pids(first)
     nodes.add_node(3)
     assert len(run.ends_like(alone).runs) == 1
     nodes.wait_until_ready()
