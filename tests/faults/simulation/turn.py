@@ -115,6 +115,7 @@ class Turn:
     def _stretch(self) -> dict[int, Outcome | None]:
         """All take steps until somebody fails; then the others miss them, and say so."""
         request = self._asked[0].stretch
+        self._stage.ledger.asked(request.first_step)
         for rank, worker in enumerate(self._workers):
             if worker.dead:
                 return self._missed([rank], request.first_step, {rank: Outcome(self._now, None)}, self._now, self._slow())
@@ -163,7 +164,7 @@ class Turn:
     def _passes(self, fault: Fault, last: bool) -> bool:
         """Whether the stretch is whole in spite of it."""
         if fault.kind == Kind.SLEEP:
-            return fault.seconds < self._slow()
+            return fault.seconds < self._slow() or len(self._workers) == 1
         return fault.kind in DEATHS and fault.moment == Moment.AFTER and last
 
     def _survived(self, request: worker_pb2.StretchRequest, victims: Sequence[int]) -> dict[int, Outcome | None]:
@@ -181,6 +182,7 @@ class Turn:
     def _whole(self, request: worker_pb2.StretchRequest) -> dict[int, Outcome | None]:
         parts = [worker.member() for worker in self._workers]
         replies = take_steps(self._stage.arithmetic, parts, request, request.last_step, self._stage.watch)
+        self._stage.ledger.taken(replies[0].step)
         outcomes: dict[int, Outcome | None] = {}
         for rank, reply in enumerate(replies):
             reply.total_seconds, reply.median_step_seconds = self.takes_s, self._step_s
