@@ -101,7 +101,7 @@ class Arithmetic:
     def _hashed(self, data: bytes, step: int, shard: int) -> F32:
         digest = hashlib.blake2b(data, key=struct.pack("!QQQ", self.job.seed, step, shard)).digest()
         words = np.frombuffer(digest, np.uint32).astype(np.float32) * np.float32(2.0**-31) - np.float32(1)
-        return np.resize(words, self.size) * self._learned
+        return np.resize(words, self.size) * self._learned + np.float32(0)  # no -0.0, which a checkpoint would not give back
 
 
 def crc32c(vector: F32) -> int:

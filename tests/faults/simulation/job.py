@@ -51,7 +51,7 @@ class Job:
         dice = random.Random(seed * 2 + 1)
         batch_size, per_epoch, epochs = dice.choice([3, 8, 10]), dice.randint(1, 5), dice.randint(1, 4)
         total = per_epoch * epochs
-        workers = dice.randint(1, 4)
+        shards, workers = dice.choice([1, 2, 3, 4, 6, 8]), dice.randint(1, 4)
         odd = {step for step in range(1, total + 1) if dice.random() < 0.1} if dice.random() < 0.3 else set()
         return cls(
             seed=seed,
@@ -59,9 +59,9 @@ class Job:
             validation_rows=dice.choice([0, 1, 2, 3, 5]) * EVALUATION_BLOCK_ROWS,
             batch_size=batch_size,
             epochs=epochs,
-            shards=dice.choice([1, 2, 3, 4, 6, 8]),
+            shards=shards,
             workers=workers,
-            minimum=dice.choice([1, 1, workers]),
+            minimum=min(dice.choice([1, 1, workers]), shards, batch_size),
             evaluate_every=dice.choice([0, 1, 2, 3]),
             checkpoint_every=dice.choice([0, 1, 2, 3, 4]),
             keep=dice.choice([1, 2, 3]),

@@ -18,6 +18,7 @@ from lockstep.contract.arithmetic import point_interval
 from lockstep.contract.manifest import MANIFEST_FILE, Manifest
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from tests.faults.simulation.arithmetic import F32
+from tests.faults.simulation.diary import Diary
 from tests.faults.simulation.job import JOB_ID, Job
 from tests.faults.simulation.ledger import Ledger
 from tests.faults.simulation.reference import Reference
@@ -27,8 +28,8 @@ from tests.faults.simulation.reference import Reference
 class Oracle:
     """Of one simulation: hears all events, sees all states, looks at the folder."""
 
-    def __init__(self, job: Job, reference: Reference, files_folder: Path) -> None:
-        self._job, self._reference = job, reference
+    def __init__(self, job: Job, reference: Reference, files_folder: Path, diary: Diary) -> None:
+        self._job, self._reference, self._diary = job, reference, diary
         self._folder = files_folder / "checkpoints" / JOB_ID
         self._files = ModelFiles(job.order, files_folder)
         plan = job.order.plan
@@ -43,6 +44,7 @@ class Oracle:
     def says(self, oracle: str, text: str) -> None:
         """A violation."""
         self.wrong.append(f"{oracle}: {text}")
+        self._diary.say("WRONG", self.wrong[-1])
 
     def watch(self, step: int, parameters: F32, velocity: F32) -> None:
         """A state that workers have behind a step."""

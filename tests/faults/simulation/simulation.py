@@ -71,7 +71,7 @@ class Simulation:
         self.diary = Diary(self.clock, kept)
         self.faults = Faults(planned, self.clock, self.diary)
         self.desk = Desk(job, self.clock, self.faults, self.diary)
-        self.oracle = Oracle(job, reference, folder)
+        self.oracle = Oracle(job, reference, folder, self.diary)
         plan = job.order.plan
         self._rows = Rows(plan.training_rows, job.batch_size, plan.steps_per_epoch)
         arithmetic = Arithmetic(job)
@@ -180,10 +180,7 @@ class Bench:
         simulation.diary.say("plan", f"{job}")
         simulation.diary.say("plan", described(planned))
         simulation.run()
-        wrong = simulation.oracle.wrong
-        for sentence in wrong:
-            simulation.diary.say("wrong", sentence)
-        desk, faults = simulation.desk, simulation.faults
+        wrong, desk, faults = simulation.oracle.wrong, simulation.desk, simulation.faults
         return Found(
             desk.state, desk.run_number, simulation.clock.now, wrong, faults.struck, planned, simulation.diary.lines
         )
