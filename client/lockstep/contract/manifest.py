@@ -6,7 +6,8 @@ import json
 import math
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, TypedDict, final
 
 from lockstep.contract.errors import UserError
@@ -71,7 +72,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """Indented JSON, sorted keys. A number that is not finite stands as "NaN", "Infinity" or "-Infinity"."""
-        return json.dumps(_encoded(asdict(self)), sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return json.dumps(_encoded(values), sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, place: str = MANIFEST_FILE) -> Manifest:
@@ -87,7 +89,7 @@ class Manifest:
         if values.get("format") != FORMAT:
             remedy = f"this version of Lockstep reads format {FORMAT}; use the version that wrote it, or a newer one"
             raise UserError.of(f"{place}: format", values.get("format"), remedy, "MANIFEST_FORMAT")
-        wanted = typing.get_type_hints(cls)
+        wanted = _wanted()
         # Keys that a newer version added are passed over: they do not change what the known ones mean.
         known = [part.name for part in fields(cls) if part.name in values]
         read = {name: _decoded(name, wanted[name], values[name], place) for name in known}
@@ -95,6 +97,12 @@ class Manifest:
             return cls(**read)
         except TypeError as error:
             raise _damaged(place, str(error).removeprefix("Manifest.__init__() ")) from error
+
+
+@cache
+def _wanted() -> dict[str, Any]:
+    """The type of each field."""
+    return typing.get_type_hints(Manifest)
 
 
 def _encoded(value: Any) -> Any:

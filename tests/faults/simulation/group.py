@@ -148,7 +148,7 @@ class SimulatedGroup(WorkerGroup):
         if losses or failures:
             texts = [str(loss) for loss in losses.values()] + [failure.text for failure in failures.values()]
             self._stage.say("group", f"{doing}: {'; '.join(texts)}")
-            self._stage.ledger.failed(list(losses.values()), list(failures.values()))
+            self._stage.ledger.failed(list(losses.values()), list(failures.values()), doing == "settling")
 
     def keep(self, ranks: Sequence[int]) -> None:
         self._faults.act("keep")

@@ -31,9 +31,9 @@ class Ledger:
         """The workers took all steps up to this one, and say so."""
         self._reached = max(self._reached, step)
 
-    def failed(self, losses: Sequence[WorkerLoss], failures: Sequence[worker_pb2.Failure]) -> None:
-        """A call was answered with these."""
+    def failed(self, losses: Sequence[WorkerLoss], failures: Sequence[worker_pb2.Failure], consequences: bool) -> None:
+        """A call was answered with these; `consequences`: failures that followed from others, which are told already."""
         self._reached = max(self._reached, *(failure.step for failure in failures), 0)
         self.losses += [str(loss) for loss in losses]
-        if failures and not losses:
+        if failures and not losses and not consequences:
             self.failures.append([failure.text for failure in failures])

@@ -166,7 +166,9 @@ class Bench:
         """What the job gives where nothing goes wrong."""
         if self._known is None or self._known[0] != job:
             reference = Reference()
-            alone = Simulation(replace(job, workers=1, minimum=1), (), reference, self._empty(), watch=reference.learn)
+            # Neither the workers nor the cadence of checkpoints is part of what is computed.
+            undisturbed = replace(job, workers=1, minimum=1, checkpoint_every=job.total_steps)
+            alone = Simulation(undisturbed, (), reference, self._empty(), watch=reference.learn)
             alone.run()
             assert not alone.oracle.wrong, "\n".join(alone.oracle.wrong)
             reference.curves, reference.manifest = alone.oracle.curves, alone.oracle.manifest()
