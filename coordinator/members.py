@@ -48,6 +48,7 @@ class Members:
         self._joined: list[worker_pb2.JoinReply] = []
         self._prepared: list[worker_pb2.PrepareReply] = []
         self._step = step  # the last one that was applied, or that the group begins after
+        self._asked = 0  # the last one that was asked for
         self.fingerprint = ""
 
     def join(self, required: str, minimum: int) -> Admitted:
@@ -125,6 +126,7 @@ class Members:
         )
         request = _Request(stretch=asked)
         deadline_s = 2 * limits.STEP_DEADLINE_FLOOR_S + STEP_DEADLINE_FACTOR * step_s * stretch.steps
+        self._asked = stretch.last
         if step_s <= 0:
             deadline_s += limits.FIRST_STEP_DEADLINE_S
         replies = [
@@ -228,7 +230,7 @@ class Members:
         failures = {rank: reply.failure for rank, reply in sorted(replies.items()) if reply.HasField("failure")}
         if answered.losses or failures:
             silent = sorted(set(sent) - set(replies) - {loss.rank for loss in answered.losses})
-            raise GroupFailed(self._step, doing, answered.losses, failures, silent, size, deadline_s)
+            raise GroupFailed(self._step, doing, answered.losses, failures, silent, size, deadline_s, self._asked)
         for rank, reply in replies.items():
             if reply.WhichOneof("reply") != expected:
                 raise InternalError(f"worker {rank} answered {reply.WhichOneof('reply')} where {expected} was asked")

@@ -133,7 +133,7 @@ class Training:
             return decision
         before = crew.size
         reached = crew.lose(decision.lost, failure.deadline_s, decision.hire_later)
-        self._at.dropped(max(failure.reached, reached))
+        self._at.dropped(max(failure.reached, failure.within(reached)))
         left = f"{crew.size} of {workers(before)}"
         text = f"{decision.reason}; the run goes on after step {self._at.step} with {left}"
         self._reports.recovering(decision.notice, text)
