@@ -35,7 +35,7 @@ def many(first: int, count: int, show: int) -> int:
         for seed in range(first, first + count):
             found = bench.seed(seed)
             planned.update(fault.kind for fault in found.planned)
-            struck += found.struck
+            struck += found.faults.struck
             states[found.state] += 1
             runs += found.runs
             simulated_s += found.seconds

@@ -12,10 +12,10 @@ class Diary:
     """Lines are kept only where somebody is going to read them."""
 
     def __init__(self, clock: Clock, kept: bool) -> None:
-        self._clock, self._kept = clock, kept
+        self._clock, self.kept = clock, kept
         self.lines: list[str] = []
 
     def say(self, who: str, text: str) -> None:
         """Adds a line."""
-        if self._kept:
+        if self.kept:
             self.lines.append(f"{self._clock.now:10.3f}  {who:<11}  {text}")

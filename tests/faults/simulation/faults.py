@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import final
 
 from tests.faults.simulation.clock import Clock, Stuck
@@ -32,6 +33,8 @@ class Faults:
         self.acts = self.calls = 0
         self.dead = False  # the coordinator
         self.struck: Counter[Kind] = Counter()
+        self.struck_at: tuple[int, int] | None = None  # the call and the act that the first one met
+        self.call_acts: list[int] = []  # the act that each call was
         clock.bound = clock.now + CALM_S
 
     def act(self, what: str) -> None:
@@ -49,7 +52,12 @@ class Faults:
     def call(self) -> list[Fault]:
         """A call to the group is about to begin: the workers' faults that are due, which strike only if they can."""
         self.calls += 1
+        self.call_acts.append(self.acts)
         return self._due(WORKER)
+
+    def later(self, fault: Fault) -> None:
+        """A fault that cannot strike in this call waits for the next."""
+        self._waiting.append(replace(fault, at=self.calls + 1))
 
     def people(self) -> list[Fault]:
         """What people wish for during this call."""
@@ -92,6 +100,7 @@ class Faults:
     def strike(self, fault: Fault, how: str, lasts_s: float = 0.0) -> None:
         """A fault has an effect, which lasts so long."""
         self.struck[fault.kind] += 1
+        self.struck_at = self.struck_at or (self.calls, self.acts)
         self.disturbed(lasts_s)
         self._diary.say("fault", f"{fault}: {how}")
 

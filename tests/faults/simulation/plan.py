@@ -108,6 +108,8 @@ def drawn(seed: int, calls: int, acts: int) -> list[Fault]:
         near = faults and dice.random() < 0.5
         call = call + dice.randint(0, 8) if near else dice.randint(1, calls + 4)
         at = call if kind not in AT_ACTS else max(1, call * acts // calls + dice.randint(-10, 10))
+        if kind in HIRES and dice.random() < 0.8:
+            at = 1  # whenever somebody is hired first
         faults.append(
             Fault(
                 kind=kind,

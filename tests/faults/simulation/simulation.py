@@ -6,7 +6,6 @@ import errno
 import shutil
 import tempfile
 import traceback
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -46,13 +45,13 @@ _MEMORY = Path("/dev/shm")
 @final
 @dataclass(frozen=True)
 class Found:
-    """What came of a simulation: the job's last state, its runs, what is wrong, what struck, what was planned; the diary."""
+    """What came of a simulation: the job's last state, its runs, what is wrong, what was planned and what struck; the diary."""
 
     state: State
     runs: int
     seconds: float
     wrong: list[str]
-    struck: Counter[Kind]
+    faults: Faults
     planned: Sequence[Fault]
     lines: list[str]
 
@@ -184,7 +183,7 @@ class Bench:
         simulation.run()
         wrong, desk, faults = simulation.oracle.wrong, simulation.desk, simulation.faults
         return Found(
-            desk.state, desk.run_number, simulation.clock.now, wrong, faults.struck, planned, simulation.diary.lines
+            desk.state, desk.run_number, simulation.clock.now, wrong, faults, planned, simulation.diary.lines
         )
 
     def _empty(self) -> Path:

@@ -36,7 +36,8 @@ class SimulatedSpool(SpoolWriter):
         event.sequence = self.sequence
         event.run.CopyFrom(self._key)
         self.events.append(event)
-        self._stage.say("run", _line(event))
+        if self._stage.diary.kept:
+            self._stage.say("run", _line(event))
         self._heard(event)
         return self.sequence
 

@@ -71,7 +71,7 @@ class Turn:
                 self._workers[rank].cut = True  # strikes when the state is to be moved
                 del self._faults[rank]
             elif fault.kind == Kind.UNLINK and (len(self._workers) == 1 or not self.doing.startswith(("stretch", "connect"))):
-                del self._faults[rank]
+                self._stage.faults.later(self._faults.pop(rank))
         return self._stretch() if self.doing.startswith("stretch") else self._one_by_one()
 
     def _one_by_one(self) -> dict[int, Outcome | None]:
