@@ -6,15 +6,12 @@ import argparse
 import json
 import os
 import sys
-from datetime import date
 from pathlib import Path
 
 from benchmarks.engine_race.cases import BY_NAME, CASES
 from benchmarks.engine_race.race import Outcome, as_json, race
-from benchmarks.engine_race.turns import ROOT
-
-# What else steers OpenBLAS alone would bind our side and leave PyTorch's libraries free.
-KERNEL_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+from benchmarks.machine import add_kernel, add_torch, check_torch, choose_kernel, machine
+from benchmarks.tables import row, say, spread, table, verdict
 
 HEADS = (
     *("model", "one shard", "floor", "aim", "default shards", "floor", "ours, samples/s", "PyTorch, samples/s (its best way)"),
@@ -22,31 +19,24 @@ HEADS = (
 )
 
 
-def table_row(outcome: Outcome) -> str:
-    """A line of Markdown; in brackets the quartiles."""
+def cells(outcome: Outcome) -> list[str]:
+    """A row of the table; in brackets the quartiles."""
     case, share, missed = outcome.case, outcome.peak_share, outcome.missed()
     peak = "" if share is None else f"{share:.2f}" + (f" (floor {case.peak_floor})" if case.peak_floor else "")
     errors = [error for error in (outcome.loss_error("one"), outcome.loss_error("default")) if error is not None]
-    cells = [
+    return [
         case.title,
-        _ratio(outcome, "one"),
+        spread(outcome.ratios("one")),
         f"{case.floor:g}",
         f"{case.aim:g}",
-        f"{_ratio(outcome, 'default')} V={outcome.shards['default']}",
+        f"{spread(outcome.ratios('default'))} V={outcome.shards['default']}",
         f"{case.default_floor:g}",
         f"{outcome.samples_per_s('one'):,.0f}; {outcome.samples_per_s('default'):,.0f}",
         f"{outcome.samples_per_s('torch'):,.0f} ({outcome.variant})",
         peak,
         f"{max(errors):.0e}",
-        "below: " + "; ".join(missed) if missed else "holds",
+        verdict(missed),
     ]
-    return "| " + " | ".join(cells) + " |"
-
-
-def _ratio(outcome: Outcome, ours: str) -> str:
-    ordered = sorted(outcome.ratios(ours))
-    low, high = ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
-    return f"**{outcome.ratio(ours):.2f}** [{low:.2f} {high:.2f}]"
 
 
 def memory_line(outcome: Outcome) -> str:
@@ -59,56 +49,39 @@ def memory_line(outcome: Outcome) -> str:
     )
 
 
-def machine(core: int) -> str:
-    """The processor's name, and what was measured on it."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{date.today()}, {names[0] if names else 'unknown processor'}, core {core} of {os.cpu_count()}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python benchmarks/engine.py", description=__doc__)
-    parser.add_argument("--torch-python", default=str(ROOT / ".venv-torch/bin/python"), help="of the environment with PyTorch")
+    add_torch(parser)
     parser.add_argument("--rows", nargs="+", choices=sorted(BY_NAME), metavar="ROW", help=f"of {', '.join(BY_NAME)}")
     parser.add_argument("--seconds", type=float, default=0.3, help="of one turn, at least three steps (default 0.3)")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each side (default 15)")
     parser.add_argument(
         "--core", type=int, default=max(os.sched_getaffinity(0)), help="the one core of both (default: the last)"
     )
-    parser.add_argument("--kernel", help="of OpenBLAS, such as Haswell; unless given, the best that this processor has")
+    add_kernel(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     options = parser.parse_args()
-    if not Path(options.torch_python).exists():
-        parser.error(f"--torch-python: {options.torch_python} is not there; benchmarks/README.md says how to make it")
+    check_torch(parser, options.torch_python)
     if options.rounds < 1 or options.seconds <= 0:
         parser.error("--rounds must be at least 1, --seconds above 0")
     os.sched_setaffinity(0, {options.core})  # the sides inherit it, and the environment
-    for name in KERNEL_VARIABLES:
-        os.environ.pop(name, None)
-    if options.kernel:
-        os.environ[KERNEL_VARIABLES[0]] = options.kernel
+    choose_kernel(options.kernel)
 
     outcomes = []
     for case in CASES:
         if options.rows is None or case.name in options.rows:
-            outcome = race(
-                case, options.torch_python, options.seconds, options.rounds, lambda text: print(text, file=sys.stderr)
-            )
+            outcome = race(case, options.torch_python, options.seconds, options.rounds, say)
             outcomes.append(outcome)
-            print(table_row(outcome), file=sys.stderr)
+            say(row(cells(outcome)))
 
-    print(f"{machine(options.core)}, OpenBLAS kernel: {options.kernel or 'native'}")
-    print()
-    print("| " + " | ".join(HEADS) + " |")
-    print("|---" * len(HEADS) + "|")
-    for outcome in outcomes:
-        print(table_row(outcome))
+    print(f"{machine()}, core {options.core}, OpenBLAS kernel: {options.kernel or 'native'}")
+    print(table(HEADS, map(cells, outcomes)))
     for outcome in outcomes:
         if outcome.memory_bytes:
             print()
             print(memory_line(outcome))
     if options.json is not None:
-        described = {"machine": machine(options.core), "cases": [as_json(outcome) for outcome in outcomes]}
+        described = {"machine": f"{machine()}, core {options.core}", "cases": [as_json(outcome) for outcome in outcomes]}
         options.json.write_text(json.dumps(described, indent=1) + "\n")
     return 1 if any(outcome.missed() for outcome in outcomes) else 0
 

@@ -27,7 +27,9 @@ from coordinator.checkpoint_folder import (
     write_folder,
 )
 from coordinator.metric_messages import class_messages, metrics_message
-from lockstep.contract.manifest import FileRecord, Manifest
+from lockstep.contract.errors import UserError
+from lockstep.contract.manifest import MODEL_FILE, FileRecord, Manifest
+from lockstep.contract.weights import weights_sha256_of_file
 from lockstep.v1 import training_job_pb2 as job
 
 _NAME = re.compile(r"([0-9]{1,20})-[0-9a-f]{12}")
@@ -105,6 +107,24 @@ class Checkpoints:
             found = found or self._committed[step]
         self._prune_damaged()
         return found, passed_over
+
+    def steps(self) -> list[int]:
+        """The steps of the job's arithmetic whose folders stand there, whole or not, ascending. Needs no lock."""
+        found = [int(matched[1]) for entry in self.folder.glob("*-*") if (matched := _NAME.fullmatch(entry.name))]
+        return sorted({step for step in found if (self.folder / folder_name(step, self._arithmetic_digest)).is_dir()})
+
+    def read(self, step: int) -> Committed:
+        """The checkpoint of a step, all of it read back; nothing is changed, and no lock needed. Raises Damaged."""
+        folder = self.folder / folder_name(step, self._arithmetic_digest)
+        manifest = verify_folder(folder)
+        try:
+            self._check(manifest, step, folder)
+            held = weights_sha256_of_file(folder / MODEL_FILE)
+        except (_Foreign, UserError, OSError) as wrong:
+            raise Damaged(str(wrong)) from wrong
+        if held != manifest.weights_sha256:
+            raise Damaged(f"{folder / MODEL_FILE} has weights_sha256 {held}, and its manifest says {manifest.weights_sha256}")
+        return Committed(folder, manifest)
 
     def _check(self, manifest: Manifest, step: int, entry: Path) -> None:
         if manifest.step != step:

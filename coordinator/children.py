@@ -44,9 +44,8 @@ class Child:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self.intent = agent.RunWish.INTENT_UNSPECIFIED
-        self.workers = 0
-        self.told_at = 0.0
+        self.wish = agent.RunWish()  # as it was told last
+        self.told_at = 0.0  # when the intent was
         self.ended_at: float | None = None  # when the end of its run was acknowledged
 
     @property
@@ -62,9 +61,9 @@ class Child:
     def tell(self, wish: agent.RunWish) -> None:
         """Says what is wanted; the first time that is its order."""
         assert self._process.stdin is not None
-        if wish.intent != self.intent:
+        if wish.intent != self.wish.intent:
             self.told_at = asyncio.get_running_loop().time()
-        self.intent, self.workers = wish.intent, wish.order.workers
+        self.wish = wish
         if not self._process.stdin.is_closing():
             self._process.stdin.write(framing.pack(wish.SerializeToString()))
 

@@ -41,7 +41,6 @@ class Crew:
         self._order, self._files_folder, self._reports, self._wanted = order, files_folder, reports, wanted
         self._group, self._clock = group, clock
         self._heartbeat = Heartbeat(group)
-        self._minimum = max(1, order.spec.workers.min)
         self._number = 0
         self._refused = False  # somebody was, and too few are there since
         self._hire_at, self._hire_wait_s = 0.0, limits.HIRE_FIRST_S
@@ -65,6 +64,11 @@ class Crew:
     def wanted(self) -> int:
         """How many there are to be."""
         return workers_used(self._order.plan, self._wanted.workers())
+
+    @property
+    def least(self) -> int:
+        """With fewer the run waits."""
+        return max(1, min(self._wanted.least(), self.wanted))
 
     def start(self) -> None:
         """Starts as many as are wanted, or none. Raises GroupStartFailed, Interrupted."""
@@ -94,11 +98,11 @@ class Crew:
             self._group.keep(range(self.wanted))
         self._hire()
         failed = self._group.failed()
-        if self._group.size < self._minimum:
+        if self._group.size < self.least:
             if failed:
                 raise GroupFailed(step, "starting", failed, {}, size=self._group.size)
             if not self._refused:
-                there = f"{self._group.size} of at least {workers(self._minimum)}"
+                there = f"{self._group.size} of at least {workers(self.least)}"
                 text = f"the run waits after step {step} with {there} until others have started"
                 self._reports.recovering("WORKERS_MISSING", text)
             return None
@@ -106,12 +110,12 @@ class Crew:
         self._number += 1
         members = Members(self._group, self._order, self._files_folder, self._number, self._wanted.cancelled, step)
         try:
-            refused = members.join(fingerprint, self._minimum).refused
+            refused = members.join(fingerprint, self.least).refused
         except NotFitting as few:
             self._group.keep(few.fitting)
             self._put_off_hiring()
             self._refused = True
-            self._reports.recovering("NODE_FINGERPRINT_DIFFERS", str(few))
+            self._reports.recovering("NODE_FINGERPRINT_DIFFERS", f"{few}; it goes on as soon as they are there")
             return None
         self._refused = False
         for sentence in refused:

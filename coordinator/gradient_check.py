@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import final
 
 from coordinator import limits
-from coordinator.group.group import GroupStartFailed, Interrupted, WorkerGroup
-from coordinator.group.heartbeat import Heartbeat
+from coordinator.group.group import Interrupted, WorkerGroup
 from coordinator.members import Members
-from coordinator.recovery import GroupFailed, decide
+from coordinator.one_group import with_one_group
 from coordinator.reports import Reports
 from coordinator.wanted import Wanted
 from lockstep.internal.v1 import agent_service_pb2 as agent
@@ -39,23 +38,11 @@ class GradientCheckRun:
 
     def run(self) -> agent.RunEnded:
         """Checks all tensors, or as many as is wanted and possible."""
-        group = self._make_group()
-        try:
-            with Heartbeat(group):
-                return self._check(group)
-        except Interrupted:
-            return self._ended(agent.RunEnded.CANCELLED, f"cancelled after {self._so_far}")
-        except GroupStartFailed as failed:
-            return self._ended(
-                agent.RunEnded.LOST, str(failed), agent.RunEnded.OUTSIDE if failed.outside else agent.RunEnded.OWN
-            )
-        except GroupFailed as failure:
-            end = decide(failure, self._order.spec.non_finite)
-            if end.notice:
-                self._reports.notice(job.Notice.ERROR, end.notice, end.reason)
-            return self._ended(end.outcome, end.reason, end.cause)
-        finally:
-            group.close()
+        ended = with_one_group(self._make_group, self._check, self._reports, self._order.spec.non_finite, lambda: self._so_far)
+        ended.last_step = len(self._found.tensors)
+        if len(self._found.tensors) == self._tensors:  # only a whole table is a result
+            ended.result.CopyFrom(job.Result(fingerprint=self._fingerprint, gradient_check=self._found))
+        return ended
 
     def _check(self, group: WorkerGroup) -> agent.RunEnded:
         members = self._gather(group)
@@ -63,7 +50,8 @@ class GradientCheckRun:
             if self._wanted.cancelled():
                 raise Interrupted
             if self._wanted.paused():
-                return self._ended(agent.RunEnded.PAUSED, f"paused after {self._so_far}; resumed, it begins again")
+                reason = f"paused after {self._so_far}; resumed, it begins again"
+                return agent.RunEnded(outcome=agent.RunEnded.PAUSED, reason=reason)
             reply = members.check_gradient(number)
             self._found.rows = reply.rows
             self._found.tensors.add().CopyFrom(reply.tensor)
@@ -72,8 +60,9 @@ class GradientCheckRun:
         self._found.worst_relative_error = worst_error(self._found)
         wrong = verdict(self._found)
         if wrong:
-            return self._ended(agent.RunEnded.FAILED, wrong)
-        return self._ended(agent.RunEnded.SUCCEEDED, f"the gradients of all {self._tensors} tensors are right")
+            return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=wrong)
+        reason = f"the gradients of all {self._tensors} tensors are right"
+        return agent.RunEnded(outcome=agent.RunEnded.SUCCEEDED, reason=reason)
 
     def _gather(self, group: WorkerGroup) -> Members:
         """One worker with the initial weights; any arithmetic will do."""
@@ -91,18 +80,6 @@ class GradientCheckRun:
     @property
     def _so_far(self) -> str:
         return f"{len(self._found.tensors)} of {self._tensors} tensors"
-
-    def _ended(
-        self,
-        outcome: agent.RunEnded.Outcome.ValueType,
-        reason: str,
-        cause: agent.RunEnded.Cause.ValueType = agent.RunEnded.CAUSE_UNSPECIFIED,
-    ) -> agent.RunEnded:
-        """The run's end; only a whole table is a result."""
-        ended = agent.RunEnded(outcome=outcome, reason=reason, last_step=len(self._found.tensors), cause=cause)
-        if len(self._found.tensors) == self._tensors:
-            ended.result.CopyFrom(job.Result(fingerprint=self._fingerprint, gradient_check=self._found))
-        return ended
 
 
 def worst_error(found: job.GradientCheckResult) -> float:

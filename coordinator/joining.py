@@ -49,7 +49,7 @@ def admit(joined: Sequence[worker_pb2.JoinReply], required: str, minimum: int) -
         raise NotFitting(
             f"{len(fitting)} of {len(joined)} workers have the job's arithmetic and at least {max(1, minimum)} are needed: "
             + "; ".join(refused)
-            + ". Give the job nodes like those it began on; it goes on as soon as they are there",
+            + ". Give the job nodes like those it began on",
             fitting,
         )
     order = by_node([joined[rank].node_id for rank in fitting])

@@ -100,8 +100,7 @@ BAD_CHECKPOINTS_KEPT = 3
 
 # Skipped steps of a job that are told; the others are counted.
 SKIP_NOTICES = 20
-# Classes whose metrics are sent to people; a manifest has the counts of all.
-CLASSES_REPORTED = 1000
+
 # A dataset's description, dataset.json.
 DATASET_JSON_BYTES = 16 * MIB
 

@@ -85,7 +85,7 @@ class Members:
         self._ask("connecting to each other", connect, "done", limits.CONNECT_S)
 
     def restore(self, step: int, checkpoint_folder: str) -> None:
-        """Has the workers read the state of a checkpoint, or draw the initial weights for step 0."""
+        """Has the workers stand at a checkpoint's step, or at the initial weights for step 0, wherever they stood."""
         restore = _Request(restore=worker_pb2.RestoreRequest(step=step, checkpoint_folder=checkpoint_folder))
         self._ask("reading the checkpoint" if checkpoint_folder else "drawing the weights", restore, "done", limits.RESTORE_S)
         self._step = step

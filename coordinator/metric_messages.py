@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from coordinator import limits
+from lockstep.contract.manifest import CLASSES_REPORTED
 from lockstep.v1 import training_job_pb2 as job
 from worker.nn.metrics import class_values
 
@@ -22,7 +22,7 @@ def class_messages(classes: Mapping[str, Sequence[int]], names: Sequence[str]) -
         return []
     counts = zip(classes["support"], classes["predicted"], classes["correct"], strict=True)
     messages = []
-    for label, (support, predicted, correct) in zip(range(limits.CLASSES_REPORTED), counts, strict=False):
+    for label, (support, predicted, correct) in zip(range(CLASSES_REPORTED), counts, strict=False):
         precision, recall, f1 = class_values(support, predicted, correct)
         messages.append(
             job.ClassMetrics(

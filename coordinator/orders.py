@@ -23,7 +23,7 @@ class Orders:
         self._first: queue.Queue[agent.RunWish] = queue.Queue(maxsize=1)
         self._changed = threading.Event()
         self._intent = agent.RunWish.INTENT_UNSPECIFIED
-        self._workers = 0
+        self._workers = self._least = 0
         self._thread = threading.Thread(target=self._read, args=(descriptor,), name="orders", daemon=True)
         self._thread.start()
 
@@ -42,7 +42,7 @@ class Orders:
         first = self._intent == agent.RunWish.INTENT_UNSPECIFIED
         self._intent = wish.intent
         if wish.order.workers:
-            self._workers = wish.order.workers
+            self._workers, self._least = wish.order.workers, wish.order.spec.workers.min
         if first:
             self._first.put(wish)
         self._changed.set()
@@ -65,6 +65,10 @@ class Orders:
     def workers(self) -> int:
         """How many workers the run is to have; more or fewer than it has now are taken at a stretch's end."""
         return self._workers
+
+    def least(self) -> int:
+        """With fewer workers than so many the run waits."""
+        return self._least
 
     def wait(self, timeout_s: float) -> None:
         """Waits until the time is over or something else came to be wanted since the last wait."""

@@ -106,7 +106,7 @@ class Reconciler:
             if wish is None:
                 self._ends[run] = "the run was not wished any more", OUTSIDE
                 child.kill()
-            elif (wish.intent, wish.order.workers) != (child.intent, child.workers):
+            elif wish != child.wish:
                 child.tell(wish)
             elif wish.intent == agent.RunWish.CANCEL and now - child.told_at > limits.CANCEL_GRACE_S:
                 said = f"cancelled; its coordinator did not end within {limits.CANCEL_GRACE_S:.0f} s and was killed"

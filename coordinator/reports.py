@@ -31,11 +31,12 @@ class Reports:
         self._unsaid: agent.RunProgress | None = None
         self._recovering = ""
 
-    def started(self, members: Sequence[job.WorkerInfo], start_step: int, fingerprint: str) -> None:
-        """Workers joined and steps begin, or go on."""
+    def started(self, members: Sequence[job.WorkerInfo], start_step: int, fingerprint: str, *, resizable: bool = False) -> None:
+        """Workers joined and steps begin, or go on; `resizable` where more or fewer can do so later."""
         self._say_progress()
         self._recovering = ""
-        self._append(agent.RunEvent(started=agent.RunStarted(members=members, start_step=start_step, fingerprint=fingerprint)))
+        started = agent.RunStarted(members=members, start_step=start_step, fingerprint=fingerprint, resizable=resizable)
+        self._append(agent.RunEvent(started=started))
         self._on_started()
 
     def recovering(self, word: str, reason: str) -> None:

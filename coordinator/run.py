@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, final
+from typing import BinaryIO, Final, final
 
 import structlog
 from filelock import FileLock, Timeout
@@ -30,6 +30,7 @@ from coordinator.logs import configure
 from coordinator.orders import Orders
 from coordinator.parent import die_with_parent
 from coordinator.preflight import MARKER, Needs
+from coordinator.replay import Replay
 from coordinator.reports import Reports
 from coordinator.spool import SpoolBroken, SpoolFull, SpoolTaken, SpoolWriter, spool_path
 from coordinator.training import Training
@@ -37,6 +38,12 @@ from lockstep.contract.errors import LockstepError, UserError
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import job_spec_pb2
 from lockstep.v1 import training_job_pb2 as job
+
+KINDS: Final[dict[job.TrainingJob.Kind.ValueType, type[Training | GradientCheckRun | Replay]]] = {
+    job.TrainingJob.TRAINING: Training,
+    job.TrainingJob.GRADIENT_CHECK: GradientCheckRun,
+    job.TrainingJob.VERIFY: Replay,
+}
 
 
 def make_cluster(group: str, ray_address: str, slots: int) -> Cluster:
@@ -112,15 +119,11 @@ def carry_out(
 
 def _carry_out(order: agent.RunOrder, files_folder: Path, reports: Reports, orders: Orders, cluster: Cluster) -> agent.RunEnded:
     kind = order.kind or job.TrainingJob.TRAINING
-    if kind not in (job.TrainingJob.TRAINING, job.TrainingJob.GRADIENT_CHECK):
-        name = job.TrainingJob.Kind.Name(kind)
-        return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=f"jobs of kind {name} are not built yet")
-    make = GradientCheckRun if kind == job.TrainingJob.GRADIENT_CHECK else Training
     # A gradient check compares with float64 and may run on any kernels.
-    portable = kind == job.TrainingJob.TRAINING and order.spec.training.arithmetic == job_spec_pb2.PORTABLE
+    portable = kind != job.TrainingJob.GRADIENT_CHECK and order.spec.training.arithmetic == job_spec_pb2.PORTABLE
     make_group = partial(cluster.group, PORTABLE_WORKER if portable else SHARD_WORKER)
     try:
-        return make(order, files_folder, reports, orders, make_group).run()
+        return KINDS[kind](order, files_folder, reports, orders, make_group).run()
     except UserError as error:
         return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=str(error))
     except (CheckpointBroken, SpoolBroken, SpoolFull):

@@ -66,6 +66,12 @@ class Standing:
                 manifest.validation_classes,
             )
 
+    def restart(self) -> None:
+        """Stands before the first step again; the rows that workers computed stay counted."""
+        self.start = self.step = 0
+        self.loss = self.evaluation = None
+        self.controller = Controller(self.controller.schedule)
+
     def formed(self, members: Sequence[job.WorkerInfo]) -> None:
         """A group of these workers goes on from here."""
         self._members = [(member.node, member.pid) for member in members]

@@ -28,14 +28,15 @@ class Steps:
 
     A worker sees a gradient that is not finite. Sums of finite gradients and updates may overflow, too, which shows in the
     state behind the stretch, and for good. Then its steps are taken again one by one, and the first that gives such numbers is
-    skipped, or ends the job, as one with such a gradient is: so nothing depends on where stretches end.
+    skipped, or ends the job, as one with such a gradient is: so nothing depends on where stretches end. Without `reports`
+    nothing is told of single steps.
     """
 
     def __init__(
         self,
         order: agent.RunOrder,
         files: ModelFiles,
-        reports: Reports,
+        reports: Reports | None,
         at: Standing,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -57,22 +58,24 @@ class Steps:
         else:
             members.restore(self._at.step, "" if self.checkpoint == Path() else str(self.checkpoint))
 
-    def take(self, members: Members, apart_s: float) -> Stretch:
-        """Takes a stretch of steps, `apart_s` after the last checkpoint, and copies the state behind it: then, and only then,
-        the run stands there. Raises NotFinite.
+    def take(self, members: Members, apart_s: float, furthest: int | None = None) -> Stretch:
+        """Takes a stretch of steps, `apart_s` after the last checkpoint and to step `furthest` at most, and copies the state
+        behind it: then, and only then, the run stands there. Raises NotFinite.
         """
         stretch = next_stretch(self._cadence, self._at.step, self._pace, apart_s)
+        if furthest is not None:
+            stretch = Stretch(stretch.first, min(stretch.last, furthest))
         if stretch.first <= self._one_by_one_to:
             stretch = Stretch(stretch.first, stretch.first)
         replies = members.take(stretch, self._at.controller, self._pace.step_s)
         copying = self._clock()
-        snapshot = self._copied(members, replies[0].step)
+        snapshot = self.copied(members, replies[0].step)
         vector = snapshot.not_finite()
         if vector and stretch.steps > 1:
             self._one_by_one_to = stretch.last
             self._at.dropped(replies[0].step)
             self._restore(members)
-            return self.take(members, apart_s)
+            return self.take(members, apart_s, furthest)
         if vector:
             snapshot = self._left_out(members, replies[0], vector)
         self._stepped(replies)
@@ -83,7 +86,8 @@ class Steps:
         self._pace = self._pace.after(stretch.steps, step_s, self._clock() - copying)
         return stretch
 
-    def _copied(self, members: Members, step: int) -> Snapshot:
+    def copied(self, members: Members, step: int) -> Snapshot:
+        """The state that the group has, which is that of the step."""
         return assemble(step, self._files.vector_size, self._files.vector_names, members.state())
 
     def _left_out(self, members: Members, reply: worker_pb2.StretchReply, vector: str) -> Snapshot:
@@ -94,7 +98,7 @@ class Steps:
             raise NotFinite(found, vector)
         if self.snapshot is None:
             self._restore(members)
-            self.snapshot = self._copied(members, self._at.step)
+            self.snapshot = self.copied(members, self._at.step)
         snapshot = Snapshot(reply.step, self.snapshot.vectors)
         members.give(snapshot)
         self._tell(self._at.controller.skipped_steps + 1, found, vector)
@@ -107,13 +111,13 @@ class Steps:
             self._tell(number, _located(place))
         self._at.stepped(replies)
         for loss in replies[0].losses:
-            if self._cadence.is_point(loss.step):
+            if self._reports is not None and self._cadence.is_point(loss.step):
                 values = [("loss", loss.loss), ("learning_rate", loss.learning_rate)]
                 self._reports.points(loss.step, self._at.rows.epoch_of(loss.step), values)
 
     def _tell(self, number: int, found: worker_pb2.NonFinite, vector: str = "") -> None:
         """Tells of the job's skipped step of that number, unless an earlier run did, or there were many."""
-        if number > limits.SKIP_NOTICES or found.step <= self._order.furthest_step:
+        if self._reports is None or number > limits.SKIP_NOTICES or found.step <= self._order.furthest_step:
             return
         more = "; further ones are counted, and not told" if number == limits.SKIP_NOTICES else ""
         self._reports.notice(job.Notice.WARNING, "STEP_SKIPPED", skipped_sentence(found, vector) + more)

@@ -38,6 +38,10 @@ class Cadence:
         """Whether the validation rows are evaluated after this step."""
         return bool(self.evaluate_every) and (step % self.evaluate_every == 0 or step == self.total_steps)
 
+    def next_evaluation(self, step: int) -> int:
+        """The next step after `step` whose validation rows are evaluated, in a job that evaluates."""
+        return min(_next_multiple(step, self.evaluate_every), self.total_steps)
+
     def checkpoints(self, step: int, apart_s: float) -> bool:
         """Whether a checkpoint is written after this step, `apart_s` after the last one."""
         if step == self.total_steps:
@@ -59,7 +63,7 @@ class Cadence:
         """The next step after `step` that must end a stretch, when steps take `step_s`."""
         meetings = [self.total_steps]
         if self.evaluate_every:
-            meetings.append(_next_multiple(step, self.evaluate_every))
+            meetings.append(self.next_evaluation(step))
         if self.checkpoint_every:
             meetings.append(_next_multiple(step, self.checkpoint_every))
         else:

@@ -114,7 +114,7 @@ class Training:
         elif crew.size != before:
             text = f"the run goes on after step {self._at.step} with {workers(crew.size)} instead of {before}"
             self._reports.notice(job.Notice.INFO, "WORKERS_CHANGED", text)
-        self._reports.started(members.infos(), self._at.step, members.fingerprint)
+        self._reports.started(members.infos(), self._at.step, members.fingerprint, resizable=True)
         return members
 
     def _begin(self) -> None:

@@ -20,6 +20,10 @@ class Wanted(Protocol):
         """How many workers it is to have."""
         ...
 
+    def least(self) -> int:
+        """With fewer workers than so many it waits."""
+        ...
+
     def wait(self, timeout_s: float) -> None:
         """Waits until the time is over or something else came to be wanted."""
         ...

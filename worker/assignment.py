@@ -26,7 +26,7 @@ from worker.collective.tcp import TcpLinks
 from worker.collective.tree import owned_shards
 from worker.data.columns import open_columns
 from worker.data.standardize import Standardization, fit_standardize
-from worker.evaluation import Evaluation
+from worker.evaluation import Evaluator
 from worker.gradient_check import JobGradientCheck
 from worker.nn.shapes import parameter_layout
 from worker.randomness import validation_split
@@ -84,7 +84,7 @@ class Assignment:
         self._links: Links = NoLinks()
         self._memory: NodeMemory | None = None
         self.stretches: Stretches | None = None
-        self.evaluation: Evaluation | None = None
+        self.evaluation: Evaluator | None = None
         self._gradient_check: JobGradientCheck | None = None
         self._offered_step = self._wanted_step = -1
 
@@ -168,7 +168,7 @@ class Assignment:
             total_steps=self._total_steps,
             skips=self._spec.non_finite == NonFinitePolicy.SKIP_STEP,
         )
-        self.evaluation = Evaluation(model, self._source, self._validation_rows, self.rank, len(self.nodes))
+        self.evaluation = Evaluator(model, self._source, self._validation_rows, self.rank, len(self.nodes))
 
     def restore(self, step: int, checkpoint_folder: str) -> None:
         """Sets the node's parameters (its leader) and the own chunk of the optimizer's state: from a checkpoint or the seed."""

@@ -15,8 +15,8 @@ from worker.rows import Rows, RowSource
 
 
 @final
-class Evaluation:
-    """One worker's part of an evaluation."""
+class Evaluator:
+    """One worker's part of evaluations."""
 
     def __init__(self, model: Model, source: RowSource, validation_rows: Rows, rank: int, workers: int) -> None:
         self._model, self._source, self._rows = model, source, validation_rows

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, Protocol, TypeAlias, final
 
 Layers: TypeAlias = list[dict[str, Any]]
+
+InputKind: TypeAlias = Literal["numbers", "image", "tokens", "sequence"]
 
 MOMENTUM = 0.9
 MOST_ROWS = 8192
 MOST_TABLE_BYTES = 32 << 20
+
+
+class Net(Protocol):
+    """What is trained, by any race: on `rows` made-up rows, whole batches."""
+
+    @property
+    def layers(self) -> Layers: ...
+    @property
+    def input_shape(self) -> tuple[int, ...]: ...
+    @property
+    def input_kind(self) -> InputKind: ...
+    @property
+    def classes(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
 
 
 @final
@@ -28,7 +49,7 @@ class Case:
     floor: float
     aim: float
     default_floor: float
-    input_kind: Literal["numbers", "image", "tokens", "sequence"] = "numbers"
+    input_kind: InputKind = "numbers"
     classes: int = 10
     widths: tuple[int, ...] = ()
     learning_rate: float = 0.02
@@ -53,7 +74,8 @@ class Case:
         return sum((6 if at else 4) * self.batch * inputs * units for at, (inputs, units) in enumerate(pairs))
 
 
-def _dense(*widths: int) -> Layers:
+def dense_layers(*widths: int) -> Layers:
+    """Dense layers of these widths with a ReLU between each two."""
     layers: Layers = []
     for units in widths:
         layers += [{"dense": {"units": units}}, {"relu": {}}]
@@ -91,7 +113,7 @@ def _transformer_block(width: int, heads: int) -> Layers:
 def _dense_case(widths: tuple[int, ...], batch: int, floors: tuple[float, float, float], **more: Any) -> Case:
     name = "-".join(str(width) for width in widths)
     title = f"[{', '.join(str(width) for width in widths)}] b{batch}"
-    return Case(name, title, _dense(*widths[1:]), widths[:1], batch, *floors, widths=widths, **more)
+    return Case(name, title, dense_layers(*widths[1:]), widths[:1], batch, *floors, widths=widths, **more)
 
 
 _POOL = {"max_pool": {"window": _square(2)}}
@@ -99,7 +121,7 @@ _LENET: Layers = [
     *(_conv(6, 5, padding=2, bias=True), _POOL, {"relu": {}}),
     *(_conv(16, 5, bias=True), _POOL, {"relu": {}}),
     {"flatten": {}},
-    *_dense(120, 84, 10),
+    *dense_layers(120, 84, 10),
 ]
 _RESIDUAL: Layers = [
     *(_conv(16, 3, padding=1), {"batch_norm": {}}, {"relu": {}}),

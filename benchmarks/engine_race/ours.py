@@ -15,8 +15,8 @@ from typing import Any, final
 import numpy as np
 from google.protobuf.json_format import ParseDict
 
-from benchmarks.engine_race.cases import BY_NAME, MOMENTUM, Case
-from benchmarks.engine_race.turns import MemoryGauge, cpu_seconds, serve
+from benchmarks.engine_race.cases import BY_NAME, MOMENTUM, Case, Net
+from benchmarks.turns import MemoryGauge, cpu_seconds, serve
 from lockstep.contract.arithmetic import default_shards
 from lockstep.internal.v1 import worker_pb2 as pb
 from lockstep.internal.v1.agent_service_pb2 import RunOrder
@@ -31,16 +31,20 @@ CURVE_STEPS = 2000  # no more than the points of a curve, so that each step's lo
 PEAK_SIZE = 1536
 
 
-def write_table(case: Case, folder: Path) -> str:
-    """A dataset version of made-up rows, whose targets can be learned; returns its digest."""
+def made_rows(net: Net) -> tuple[Any, Any]:
+    """Inputs and targets that can be learned from them."""
     draw = np.random.default_rng(5)
-    shape = (case.rows, *case.input_shape)
-    if case.input_kind == "tokens":
-        tokens = draw.integers(0, case.classes, shape)
-        x, y = tokens.astype(np.float32), (3 * tokens + 1) % case.classes
-    else:
-        x = draw.standard_normal(shape, np.float32)
-        y = x.reshape(case.rows, -1)[:, -case.classes :].argmax(axis=1)
+    shape = (net.rows, *net.input_shape)
+    if net.input_kind == "tokens":
+        tokens = draw.integers(0, net.classes, shape)
+        return tokens.astype(np.float32), (3 * tokens + 1) % net.classes
+    x = draw.standard_normal(shape, np.float32)
+    return x, x.reshape(net.rows, -1)[:, -net.classes :].argmax(axis=1)
+
+
+def write_table(net: Net, folder: Path) -> str:
+    """A dataset version of made-up rows; returns its digest."""
+    x, y = made_rows(net)
     digest = hashlib.sha256(x.tobytes()).hexdigest()
     home = folder / "datasets" / digest
     home.mkdir(parents=True)
@@ -52,13 +56,13 @@ def write_table(case: Case, folder: Path) -> str:
     return digest
 
 
-def job(case: Case, shards: int) -> JobSpec:
-    """The case as a job."""
+def job(net: Net, shards: int) -> JobSpec:
+    """Its training as a job."""
     described: dict[str, Any] = {
-        "model": {"layers": case.layers},
+        "model": {"layers": net.layers},
         "loss": {"softmaxCrossEntropy": {}},
-        "optimizer": {"momentum": {"learningRate": case.learning_rate, "momentum": MOMENTUM}},
-        "training": {"epochs": 1, "batchSize": case.batch, "shards": shards, "seed": SEED},
+        "optimizer": {"momentum": {"learningRate": net.learning_rate, "momentum": MOMENTUM}},
+        "training": {"epochs": 1, "batchSize": net.batch, "shards": shards, "seed": SEED},
     }
     return ParseDict(described, JobSpec())
 
@@ -108,11 +112,11 @@ class Ours:
         return reply
 
 
-def write_start(case: Case, folder: Path) -> None:
+def write_start(net: Net, folder: Path) -> None:
     """The initial weights in their public layout, and the first epoch's order, for the other side."""
-    tensors: dict[str, Any] = dict(build_model(job(case, 1), case.input_shape).named_parameters())
+    tensors: dict[str, Any] = dict(build_model(job(net, 1), net.input_shape).named_parameters())
     np.savez(folder / "weights.npz", **tensors)
-    np.save(folder / "order.npy", epoch_order(SEED, 0, case.rows))
+    np.save(folder / "order.npy", epoch_order(SEED, 0, net.rows))
 
 
 def sgemm_flops_per_second() -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from benchmarks.engine_race.cases import Case
-from benchmarks.engine_race.turns import Side
+from benchmarks.turns import Side
 
 LOSS_STEPS = 10
 LOSS_TOLERANCE = 1e-3

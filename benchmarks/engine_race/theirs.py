@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.engine_race.cases import BY_NAME, MOMENTUM, Case, Layers
-from benchmarks.engine_race.turns import MemoryGauge, cpu_seconds, serve
+from benchmarks.engine_race.cases import BY_NAME, MOMENTUM, Case, Layers, Net
+from benchmarks.turns import MemoryGauge, cpu_seconds, serve
 
 # Ours has the gates input, forget, output, candidate; PyTorch has the candidate third.
 GATES = (0, 1, 3, 2)
@@ -79,8 +79,8 @@ class Residual(nn.Module):
 class Builder:
     """Makes modules of the layers of a job file, with the weights of the same names; these are in our public layout."""
 
-    def __init__(self, case: Case, tensors: dict[str, Any], rows_first: bool) -> None:
-        self._case, self._tensors, self._rows_first = case, tensors, rows_first
+    def __init__(self, net: Net, tensors: dict[str, Any], rows_first: bool) -> None:
+        self._net, self._tensors, self._rows_first = net, tensors, rows_first
 
     def build(self, layers: Layers, place: str = "") -> nn.Module:
         """The layers in turn."""
@@ -103,7 +103,7 @@ class Builder:
     def _dense(self, options: dict[str, Any], place: str, flattened: bool) -> nn.Module:
         weight = self._get(f"{place}.weight")
         if flattened:  # ours has channels last in a row, PyTorch first
-            channels = _last_filters(self._case.layers)
+            channels = _last_filters(self._net.layers)
             weight = weight.reshape(-1, channels, options["units"]).transpose(0, 1).reshape(-1, options["units"])
         return self._linear(weight, self._get(f"{place}.bias"))
 

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, final
@@ -101,10 +101,34 @@ class Client:
         request = training_job_service_pb2.CreateTrainingJobRequest(
             training_job=training_job_pb2.TrainingJob(kind=kind, spec=file.spec),
             training_job_id=job_id,
-            request_id=request_id or str(uuid.uuid4()),
+            request_id=_id(request_id),
             validate_only=validate_only,
         )
         return self._located(file, lambda: self._connection.call(self._jobs.CreateTrainingJob, _checked(request)))
+
+    def verify(
+        self,
+        name: str,
+        *,
+        step: int | None = None,
+        hashed_steps: Iterable[int] = (),
+        job_id: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+    ) -> training_job_pb2.TrainingJob:
+        """Submits a job of kind VERIFY, which takes steps of an ended training job again and compares its checkpoint of `step`.
+
+        Without a step it is the last checkpoint. With `hashed_steps` the weights after these are hashed, and without a step
+        nothing is compared. What was found stands in the job's result, once it has ended: `result.replay`.
+        """
+        replay = _checked(training_job_pb2.Replay(job=job_name(name), step=step, hashed_steps=hashed_steps))
+        request = training_job_service_pb2.CreateTrainingJobRequest(
+            training_job=training_job_pb2.TrainingJob(kind=training_job_pb2.TrainingJob.VERIFY, replay=replay),
+            training_job_id=job_id,
+            request_id=request_id or str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        return self._connection.call(self._jobs.CreateTrainingJob, request)
 
     def plan(self, job: Job) -> training_job_service_pb2.PlanTrainingJobResponse:
         """What a job would do: rows, steps, shards, memory; nothing is stored."""
@@ -134,22 +158,44 @@ class Client:
         request = training_job_service_pb2.CancelTrainingJobRequest(name=job_name(name))
         return self._connection.call(self._jobs.CancelTrainingJob, _checked(request))
 
-    def pause(self, name: str) -> training_job_pb2.TrainingJob:
-        """Asks for a rest at the next stretch's end."""
-        request = training_job_service_pb2.PauseTrainingJobRequest(name=job_name(name))
+    def pause(self, name: str, *, etag: str = "", request_id: str = "") -> training_job_pb2.TrainingJob:
+        """Asks for a rest at the next stretch's end; `wait(name, {PAUSED})` waits for it.
+
+        With the `etag` of the job as it was read, this, resume and scale are refused where somebody has steered the job since.
+        """
+        request = training_job_service_pb2.PauseTrainingJobRequest(name=job_name(name), etag=etag, request_id=_id(request_id))
         return self._connection.call(self._jobs.PauseTrainingJob, _checked(request))
 
-    def resume(self, name: str, *, accept_new_arithmetic: bool = False) -> training_job_pb2.TrainingJob:
-        """Puts a paused job back into the queue."""
+    def resume(
+        self,
+        name: str,
+        *,
+        min: int | None = None,
+        max: int | None = None,
+        accept_new_arithmetic: bool = False,
+        etag: str = "",
+        request_id: str = "",
+    ) -> training_job_pb2.TrainingJob:
+        """Puts a paused job back into the queue, with other bounds of its workers where they are given."""
+        bounds = None if min is None and max is None else job_spec_pb2.Workers(min=min, max=max)
         request = training_job_service_pb2.ResumeTrainingJobRequest(
-            name=job_name(name), accept_new_arithmetic=accept_new_arithmetic
+            name=job_name(name),
+            workers=bounds,
+            accept_new_arithmetic=accept_new_arithmetic,
+            etag=etag,
+            request_id=_id(request_id),
         )
         return self._connection.call(self._jobs.ResumeTrainingJob, _checked(request))
 
-    def scale(self, name: str, *, min: int | None = None, max: int | None = None) -> training_job_pb2.TrainingJob:
-        """Changes how many workers a job may have."""
+    def scale(
+        self, name: str, *, min: int | None = None, max: int | None = None, etag: str = "", request_id: str = ""
+    ) -> training_job_pb2.TrainingJob:
+        """Changes how many workers a job may have; a bound that is not given stays.
+
+        Where that is not so at once, the answer's `status_detail` says when.
+        """
         request = training_job_service_pb2.ScaleTrainingJobRequest(
-            name=job_name(name), workers=job_spec_pb2.Workers(min=min, max=max)
+            name=job_name(name), workers=job_spec_pb2.Workers(min=min, max=max), etag=etag, request_id=_id(request_id)
         )
         return self._connection.call(self._jobs.ScaleTrainingJob, _checked(request))
 
@@ -283,6 +329,11 @@ def _job_file(job: Job) -> spec.JobFile:
     if isinstance(job, Mapping):
         return spec.parse(json.dumps(job), "job")
     return spec.read(job)
+
+
+def _id(request_id: str) -> str:
+    """A request's id; a new one makes it safe for the client itself to repeat the request."""
+    return request_id or str(uuid.uuid4())
 
 
 def _checked(request: Asked) -> Asked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -29,9 +30,12 @@ def job_message(connection: Connection, job: Row[Any], detail: str = "") -> Trai
         arithmetic_version=job.arithmetic_version,
         runs=[Run.FromString(run.message) for run in rows.runs_of(connection, job.id)],
         warnings=json.loads(job.warnings),
+        etag=etag(job),
     )
     message.spec.ParseFromString(job.spec)
     message.plan.ParseFromString(job.plan)
+    if message.plan.HasField("replay"):
+        message.replay.CopyFrom(message.plan.replay)
     if job.start_time is not None:
         message.start_time.CopyFrom(timestamp(job.start_time))
     if job.end_time is not None:
@@ -45,10 +49,20 @@ def job_message(connection: Connection, job: Row[Any], detail: str = "") -> Trai
     return message
 
 
+def etag(job: Row[Any]) -> str:
+    """What changes with all that people do to the job, and with nothing that its runs do."""
+    asked = {State.PAUSING: "rest", State.PAUSED: "rest", State.CANCELLING: "end", State.CANCELLED: "end"}.get(
+        State(job.state), "run"
+    )
+    # The place in the queue is a new one after each resume.
+    steered = f"{asked} {job.queue_position} {job.workers_min} {job.workers_max}"
+    return hashlib.sha256(steered.encode()).hexdigest()[:16]
+
+
 def result_of(job: Row[Any], checkpoints: list[Checkpoint]) -> Result | None:
     """What the job gave: its run's word, or what its last checkpoint says; None without either."""
     said = None if job.result is None else Result.FromString(job.result)
-    if said is not None and said.HasField("gradient_check"):
+    if said is not None and (said.HasField("gradient_check") or said.HasField("replay")):
         return said
     if not checkpoints:
         return None
@@ -65,9 +79,11 @@ def result_of(job: Row[Any], checkpoints: list[Checkpoint]) -> Result | None:
 
 def draft_message(job_id: str, submission: Submission) -> TrainingJob:
     """The job as it would be, for a request that only checks."""
+    replay = submission.plan.replay if submission.plan.HasField("replay") else None
     return TrainingJob(
         name=f"jobs/{job_id}",
         kind=submission.kind,
+        replay=replay,
         spec=submission.spec,
         plan=submission.plan,
         arithmetic_digest=submission.arithmetic_digest,

@@ -12,7 +12,7 @@ from lockstep.contract.digests import uses_controller
 from lockstep.contract.errors import UserError, Violation
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
 from lockstep.v1.job_spec_pb2 import JobSpec
-from worker.nn.shapes import LayerShapes, check_against_dataset, flattened, layer_shapes
+from worker.nn.shapes import LayerShapes, check_against_dataset, flattened
 from worker.specs import (
     Architecture,
     EmbeddingRecord,
@@ -77,20 +77,18 @@ class BatchShards:
         return f"{least}, enough for {shards}"
 
 
-def learns(model: Architecture) -> Iterator[Violation]:
+def learns(layers: Sequence[LayerShapes]) -> Iterator[Violation]:
     """A job needs something to learn."""
-    if not any(layer.parameter_count for layer in layer_shapes(model)):
-        kinds = ", ".join(record.kind for record in model.layers[:5])
+    if not any(layer.parameter_count for layer in layers):
+        kinds = ", ".join(layer.kind for layer in layers[:5])
         yield Violation("model.layers", kinds, "no layer learns anything; add one that does, such as dense", "NOTHING_LEARNED")
 
 
-def batch_statistics(spec: JobSpec, model: Architecture, training_rows: int) -> Iterator[Violation]:
+def batch_statistics(spec: JobSpec, layers: Sequence[LayerShapes], training_rows: int) -> Iterator[Violation]:
     """Batch normalization takes a variance: two numbers a channel, in the smallest shard of any batch."""
-    if model.least_shard_rows == 1:
-        return
     batch = spec.training.batch_size
     alone = 1 in (min(batch, training_rows), training_rows % batch)
-    norms = [layer for layer in flattened(layer_shapes(model)) if layer.record.batch_statistics]
+    norms = [layer for layer in flattened(layers) if layer.record.batch_statistics]
     place = next((layer.place for layer in norms if math.prod(layer.input_shape[:-1]) == 1), "")
     if not (alone and place):
         return
@@ -100,9 +98,9 @@ def batch_statistics(spec: JobSpec, model: Architecture, training_rows: int) -> 
     yield Violation("training.batch_size", str(batch), remedy, "TOO_FEW_VALUES")
 
 
-def indices(spec: JobSpec, model: Architecture, schema: DatasetSchema) -> Iterator[Violation]:
+def indices(spec: JobSpec, layers: Sequence[LayerShapes], schema: DatasetSchema) -> Iterator[Violation]:
     """An embedding over the dataset's inputs takes whole numbers below its vocabulary."""
-    for layer in _first_embeddings(layer_shapes(model)):
+    for layer in _first_embeddings(layers):
         place = f"model.{layer.place}"
         assert isinstance(layer.record, EmbeddingRecord)
         if spec.preprocessing.HasField("standardize"):

@@ -17,9 +17,10 @@ from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.training_job_pb2 import Beat, JobEvent, TrainingJob
 from services import limits, pages
 from services.clock import Clock, timestamp
-from services.jobs import filters, lifecycle
-from services.jobs.answers import draft_message, job_message
+from services.jobs import filters, lifecycle, scaling
+from services.jobs.answers import draft_message, etag, job_message
 from services.jobs.names import dataset_version, job_id, new_job_id
+from services.jobs.replays import prepare_replay, still_replayable
 from services.jobs.submission import Submission, Version, kind_of, prepare
 from services.jobs.transitions import TERMINAL, State
 from services.runs.dispatch import Dispatcher
@@ -30,9 +31,11 @@ from services.store import requests as request_rows
 from services.wakeups import Wakeups
 
 Created = TypeVar("Created", pb.CreateTrainingJobRequest, pb.PlanTrainingJobRequest)
+Steering = pb.PauseTrainingJobRequest | pb.ResumeTrainingJobRequest | pb.ScaleTrainingJobRequest
 
 METHOD: Final = "CreateTrainingJob"
-_WITH_RUN: Final = (State.STARTING, State.RUNNING, State.RECOVERING, State.PAUSING, State.CANCELLING)
+_ENDING: Final = (State.PAUSING, State.CANCELLING)
+_WITH_RUN: Final = (State.STARTING, State.RUNNING, State.RECOVERING, *_ENDING)
 
 
 @final
@@ -62,6 +65,7 @@ class JobDesk:
             if earlier:  # the same request came twice at once
                 return self._message(connection, lifecycle.must_find(connection, job_id(earlier)))
             still_there(connection, submission.version)
+            still_replayable(connection, submission)
             identity = request.training_job_id or _free_id(connection, submission.spec.name)
             lifecycle.create(connection, identity, submission, now)
             request_rows.record(connection, METHOD, request_id, digest, f"jobs/{identity}", now)
@@ -83,8 +87,10 @@ class JobDesk:
         )
 
     async def prepare(self, job: TrainingJob) -> Submission:
-        """Checks and fills in a job against the datasets that are there."""
+        """Checks and fills in a job against the datasets and jobs that are there."""
         kind = kind_of(job)
+        if kind == TrainingJob.VERIFY:
+            return await self._store.run(lambda connection: prepare_replay(connection, job))
         version, known = await self._store.run(lambda connection: find_version(connection, job.spec))
         return prepare(job.spec, version, known, kind)
 
@@ -124,6 +130,41 @@ class JobDesk:
         self._changed(identity)
         return await self.get(name)
 
+    async def pause(self, request: pb.PauseTrainingJobRequest) -> TrainingJob:
+        """Asks for a job's rest."""
+        return await self._steer("PauseTrainingJob", request, lifecycle.pause)
+
+    async def resume(self, request: pb.ResumeTrainingJobRequest) -> TrainingJob:
+        """Puts a paused job back into the queue, with other workers where they are given."""
+        workers = request.workers if request.HasField("workers") else None
+
+        def resume(connection: Connection, identity: str, now: int) -> None:
+            lifecycle.resume(connection, identity, now, workers, request.accept_new_arithmetic)
+
+        return await self._steer("ResumeTrainingJob", request, resume)
+
+    async def scale(self, request: pb.ScaleTrainingJobRequest) -> TrainingJob:
+        """Changes how many workers a job may have."""
+        return await self._steer("ScaleTrainingJob", request, lambda c, job, now: lifecycle.scale(c, job, request.workers, now))
+
+    async def _steer(self, method: str, request: Steering, act: Callable[[Connection, str, int], None]) -> TrainingJob:
+        """Acts on a job, once for the same request_id, and gives the job as it is then."""
+        identity, now, digest = job_id(request.name), self._clock(), request_digest(request)
+        _refuse(request)
+
+        def steer(connection: Connection) -> None:
+            if not request_rows.answered(connection, method, request.request_id, digest):
+                seen = etag(lifecycle.must_find(connection, identity))
+                if request.etag and request.etag != seen:
+                    remedy = "somebody has paused, resumed, scaled or cancelled the job since; look at it again"
+                    raise UserError.of("etag", request.etag, remedy, "ETAG_DIFFERS")
+                act(connection, identity, now)
+                request_rows.record(connection, method, request.request_id, digest, request.name, now)
+
+        await self._store.run(steer)
+        self._changed(identity)
+        return await self.get(request.name)
+
     async def delete(self, name: str) -> None:
         """Removes an ended job."""
         identity, now = job_id(name), self._clock()
@@ -162,14 +203,16 @@ class JobDesk:
         self._dispatcher.kick()
 
     def _message(self, connection: Connection, job: Row[Any]) -> TrainingJob:
-        return job_message(connection, job, self._detail(job))
+        return job_message(connection, job, self._detail(connection, job))
 
-    def _detail(self, job: Row[Any]) -> str:
+    def _detail(self, connection: Connection, job: Row[Any]) -> str:
         """What the job waits for now."""
         state = State(job.state)
         detail = self._dispatcher.details.get(job.id, "") if state in (State.QUEUED, State.RECOVERING) else ""
+        run = rows.active_run(connection, job.id) if state in _WITH_RUN else None
+        resizing = scaling.pending(job, run) if run is not None and state not in _ENDING else ""
         away = self._away() if state in _WITH_RUN else ""
-        return "; ".join(part for part in (detail or job.detail, away) if part)
+        return "; ".join(part for part in (detail or job.detail, resizing, away) if part)
 
 
 def find_version(connection: Connection, spec: JobSpec) -> tuple[Version | None, list[str]]:

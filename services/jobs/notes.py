@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lockstep.contract.digests import uses_controller
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.training_job_pb2 import Plan
-from worker.nn.shapes import layer_shapes
-from worker.specs import Architecture
+from worker.nn.shapes import LayerShapes
 
 # The activation that a loss applies by itself.
 _OF_THE_LOSS = {"softmax_cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
 
 
-def notes(spec: JobSpec, plan: Plan, model: Architecture) -> list[str]:
+def notes(spec: JobSpec, plan: Plan, layers: Sequence[LayerShapes]) -> list[str]:
     """Sentences on a filled-in job and its Plan."""
-    return [*_short_batches(spec, plan), *_idle_plateau(spec, plan), *_long_warmup(spec, plan), *_twice_activated(spec, model)]
+    return [*_short_batches(spec, plan), *_idle_plateau(spec, plan), *_long_warmup(spec, plan), *_twice_activated(spec, layers)]
 
 
 def _long_warmup(spec: JobSpec, plan: Plan) -> Iterator[str]:
@@ -28,8 +27,8 @@ def _long_warmup(spec: JobSpec, plan: Plan) -> Iterator[str]:
         )
 
 
-def _twice_activated(spec: JobSpec, model: Architecture) -> Iterator[str]:
-    last, loss = layer_shapes(model)[-1], spec.loss.WhichOneof("kind") or ""
+def _twice_activated(spec: JobSpec, layers: Sequence[LayerShapes]) -> Iterator[str]:
+    last, loss = layers[-1], spec.loss.WhichOneof("kind") or ""
     if _OF_THE_LOSS.get(loss) == last.kind:
         yield f"model.{last.place}: {loss} applies it by itself, to outputs without it; leave the layer out"
 

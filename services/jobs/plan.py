@@ -8,7 +8,7 @@ from lockstep.contract.arithmetic import filled_shards, validation_count
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.training_job_pb2 import LayerPlan, Plan
-from worker.nn.shapes import Role, layer_shapes, parameter_layout, worker_memory_bytes
+from worker.nn.shapes import Role, layer_shapes, layout_of, parameter_layout, worker_memory_bytes
 from worker.specs import Architecture, LossRecord, OptimizerRecord
 
 # Headers and the manifest of a checkpoint, without the names of tensors.
@@ -24,7 +24,7 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, loss: L
     batch_size = min(spec.training.batch_size, training_rows)
     layers = layer_shapes(model)
     states = len(optimizer.state_names)
-    entries = parameter_layout(model).entries
+    entries = layout_of(layers).entries
     parameters = sum(layer.parameter_count for layer in layers)
     return Plan(
         training_rows=training_rows,
@@ -34,18 +34,23 @@ def make_plan(spec: JobSpec, schema: DatasetSchema, model: Architecture, loss: L
         shards=spec.training.shards,
         filled_shards=filled_shards(batch_size, spec.training.shards, model.least_shard_rows),
         parameters=parameters,
-        worker_memory_bytes=worker_memory_bytes(
-            model,
-            loss,
-            batch_size=batch_size,
-            shards=spec.training.shards,
-            workers=spec.workers.min,
-            optimizer_states=states,
-        ),
+        worker_memory_bytes=worker_memory(spec, training_rows, model, loss, optimizer),
         checkpoint_bytes=4 * parameters * (1 + states) + CHECKPOINT_FLOOR_BYTES + NAME_BYTES * len(entries) * (1 + states),
         layers=[
             LayerPlan(name=layer.name, output_shape=layer.output_shape, parameters=layer.parameter_count) for layer in layers
         ],
+    )
+
+
+def worker_memory(spec: JobSpec, training_rows: int, model: Architecture, loss: LossRecord, optimizer: OptimizerRecord) -> int:
+    """Bytes that one worker is expected to hold at the most, where there are as few workers as the job can have."""
+    return worker_memory_bytes(
+        model,
+        loss,
+        batch_size=min(spec.training.batch_size, training_rows),
+        shards=spec.training.shards,
+        workers=spec.workers.min,
+        optimizer_states=len(optimizer.state_names),
     )
 
 

@@ -20,18 +20,30 @@ class Waiting:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Growing:
+    """A job whose run can take on more workers."""
+
+    job_id: str
+    workers: int
+    workers_max: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Decision:
-    """Who gets how many slots, and what the others are told."""
+    """Who gets how many slots, how many runs that grow have then, and what the others are told."""
 
     grants: dict[str, int]
+    grown: dict[str, int]
     details: dict[str, str]
 
 
-def decide(waiting: Sequence[Waiting], slots: int, in_use: int, ready: bool) -> Decision:
+def decide(waiting: Sequence[Waiting], slots: int, in_use: int, ready: bool, growing: Sequence[Growing] = ()) -> Decision:
     """Shares out the free slots. `ready` is whether an agent can start runs.
 
     The first job that fits the cluster but not what is free holds back those behind it, so that it is not starved; a job
-    that the whole cluster could not hold is told what it lacks and holds back nobody.
+    that the whole cluster could not hold is told what it lacks and holds back nobody. Only what nobody waits for makes runs
+    grow, those with the fewest workers first.
     """
     order = sorted(waiting, key=lambda job: not job.recovering)
     free, blocked = slots - in_use, False
@@ -48,7 +60,18 @@ def decide(waiting: Sequence[Waiting], slots: int, in_use: int, ready: bool) -> 
             blocked = True
     for place, job in enumerate(behind, start=1):
         details[job.job_id] = f"{_place(job, place, len(behind))}; {_lack(job, slots, max(0, free), ready)}"
-    return Decision(grants, details)
+    return Decision(grants, _grow(growing, free) if ready and not blocked else {}, details)
+
+
+def _grow(growing: Sequence[Growing], free: int) -> dict[str, int]:
+    """Gives out the free slots one by one."""
+    has = {run.job_id: run.workers for run in growing}
+    for _ in range(free):
+        room = [run for run in growing if has[run.job_id] < run.workers_max]
+        if not room:
+            break
+        has[min(room, key=lambda run: has[run.job_id]).job_id] += 1
+    return {run.job_id: has[run.job_id] for run in growing if has[run.job_id] > run.workers}
 
 
 def _place(job: Waiting, place: int, count: int) -> str:
@@ -61,7 +84,7 @@ def _lack(job: Waiting, slots: int, free: int, ready: bool) -> str:
     if slots == 0:
         return f"needs {_slots(job.workers_min)}, no node has any yet; it begins when nodes have joined"
     if job.workers_min > slots:
-        return f"needs {_slots(job.workers_min)}, the cluster has {slots}; add nodes, or submit it with fewer workers.min"
+        return f"needs {_slots(job.workers_min)}, the cluster has {slots}; add nodes, or scale it to fewer workers.min"
     if job.workers_min > free:
         return f"needs {_slots(job.workers_min)}, {free} {'is' if free == 1 else 'are'} free"
     return f"needs {_slots(job.workers_min)}; an earlier job comes first"

@@ -18,6 +18,7 @@ from services import limits
 from services.jobs import checks, resolve
 from services.jobs.notes import notes
 from services.jobs.plan import make_plan, of_gradient_check
+from worker.nn.shapes import layer_shapes
 
 
 @final
@@ -41,16 +42,14 @@ class Submission:
     version: Version
     arithmetic_digest: str
     warnings: list[str]
+    fingerprint: str = ""  # on which it must run; empty where any will do
 
 
 def kind_of(job: TrainingJob) -> TrainingJob.Kind.ValueType:
-    """The kind that is asked for. Raises UserError for those that are not built yet."""
+    """The kind that is asked for. Raises UserError where a job of another kind than VERIFY has a replay."""
     kind = job.kind or TrainingJob.TRAINING
-    if kind not in (TrainingJob.TRAINING, TrainingJob.GRADIENT_CHECK):
-        known = TrainingJob.Kind.values()
-        name = TrainingJob.Kind.Name(kind) if kind in known else str(kind)
-        reason = "NOT_BUILT" if kind in known else "ENUM_UNKNOWN"
-        raise UserError.of("kind", name, "jobs of this kind cannot be run yet; submit TRAINING or GRADIENT_CHECK", reason)
+    if job.HasField("replay") and kind != TrainingJob.VERIFY:
+        raise UserError.of("replay", "", "only a job of kind VERIFY replays another; leave it out", "NOT_A_REPLAY")
     return kind
 
 
@@ -81,11 +80,12 @@ def prepare(
         training_rows = version.schema.rows - validation_count(version.schema.rows, spec.validation_fraction)
     shards = checks.BatchShards.of(spec, model, training_rows)
     wrong += checks.workers(spec, shards)
-    if model is not None and not wrong:
-        wrong += checks.learns(model)
-    if model is not None and version is not None and training_rows is not None and not wrong:
-        wrong += checks.batch_statistics(spec, model, training_rows)
-        wrong += checks.indices(spec, model, version.schema)
+    layers = layer_shapes(model) if model is not None and not wrong else []
+    if layers:
+        wrong += checks.learns(layers)
+    if layers and version is not None and training_rows is not None and not wrong:
+        wrong += checks.batch_statistics(spec, layers, training_rows)
+        wrong += checks.indices(spec, layers, version.schema)
     wrong = _first_per_place(wrong)
     if wrong:
         raise UserError(wrong[: limits.VIOLATIONS])
@@ -105,7 +105,7 @@ def prepare(
         plan=plan,
         version=version,
         arithmetic_digest=arithmetic_digest(spec, version.digest, ARITHMETIC_VERSION),
-        warnings=warnings + notes(spec, plan, model),
+        warnings=warnings + notes(spec, plan, layers),
     )
 
 

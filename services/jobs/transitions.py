@@ -22,11 +22,12 @@ class State(StrEnum):
 
 
 class Event(StrEnum):
-    """What can happen to a job. People ask for the first three; the rest comes from the queue and from runs."""
+    """What can happen to a job. People ask for the first four; the rest comes from the queue and from runs."""
 
     CANCEL = auto()
     PAUSE = auto()
     RESUME = auto()
+    SCALE = auto()
     GRANT = auto()  # slots are given to a run
     START = auto()  # the run's workers joined; steps begin
     RECOVER = auto()  # the group is being mended inside its run
@@ -72,6 +73,8 @@ NEXT: Final[dict[tuple[State, Event], State]] = {
         for event in (Event.STOPPED, Event.RESTED, Event.LOSE, Event.SUCCEED, Event.FAIL)
     },
     (State.CANCELLED, Event.CANCEL): State.CANCELLED,
+    # How many workers a job may have is no matter of its state, as long as there can be a run with so many.
+    **{(state, Event.SCALE): state for state in (_Q, _S, _R, _V, State.PAUSING, State.PAUSED)},
 }
 
 
@@ -89,7 +92,12 @@ class InvalidTransition(Exception):
 
 
 # How people are told that what they asked for cannot be.
-_ASKED: Final = {Event.CANCEL: "be cancelled", Event.PAUSE: "be paused", Event.RESUME: "be resumed"}
+_ASKED: Final = {
+    Event.CANCEL: "be cancelled",
+    Event.PAUSE: "be paused",
+    Event.RESUME: "be resumed",
+    Event.SCALE: "be scaled",
+}
 
 
 def next_state(state: State, event: Event) -> State:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, NoReturn, final
+from typing import Any, final
 
 from google.protobuf.empty_pb2 import Empty
 
-from lockstep.contract.errors import UserError
 from lockstep.v1 import training_job_service_pb2 as pb
 from lockstep.v1.training_job_pb2 import TrainingJob
 from lockstep.v1.training_job_service_pb2_grpc import TrainingJobServiceServicer
@@ -39,13 +38,13 @@ class JobServicer(TrainingJobServiceServicer):
         return await self._desk.cancel(request.name)
 
     async def PauseTrainingJob(self, request: pb.PauseTrainingJobRequest, context: Any) -> TrainingJob:
-        _not_built("Pause")
+        return await self._desk.pause(request)
 
     async def ResumeTrainingJob(self, request: pb.ResumeTrainingJobRequest, context: Any) -> TrainingJob:
-        _not_built("Resume")
+        return await self._desk.resume(request)
 
     async def ScaleTrainingJob(self, request: pb.ScaleTrainingJobRequest, context: Any) -> TrainingJob:
-        _not_built("Scale")
+        return await self._desk.scale(request)
 
     async def WatchTrainingJob(
         self, request: pb.WatchTrainingJobRequest, context: Any
@@ -59,9 +58,3 @@ class JobServicer(TrainingJobServiceServicer):
     async def DownloadModel(self, request: pb.DownloadModelRequest, context: Any) -> AsyncIterator[pb.DownloadModelResponse]:
         async for part in self._models.download(request):
             yield part
-
-
-def _not_built(verb: str) -> NoReturn:
-    raise UserError.of(
-        "", "", f"{verb} is not built yet in this release; jobs can be created, watched, cancelled and deleted", "NOT_BUILT"
-    )

@@ -61,7 +61,7 @@ def _started(connection: Connection, job: Row[Any], run: Row[Any], event: RunEve
     for member in said.members:
         message.members.add().CopyFrom(member)
         message.members[-1].computed_rows = max(member.computed_rows, computed.get((member.node, member.pid), 0))
-    message.workers = max(message.workers, len(said.members))
+    message.workers, message.resizable = max(message.workers, len(said.members)), said.resizable
     message.last_step = max(message.last_step, said.start_step)
     rows.change_run(connection, job.id, run.run_number, message=message.SerializeToString(), fingerprint=said.fingerprint)
     if said.start_step and job.state == State.STARTING and run.run_number > 1:
@@ -86,8 +86,8 @@ def _progress(connection: Connection, job: Row[Any], run: Row[Any], event: RunEv
     endings.count_rows(message, said.computed_rows)
     message.last_step = max(message.last_step, progress.step)
     rows.change_run(connection, job.id, run.run_number, message=message.SerializeToString())
-    # Each run of a gradient check begins again: it comes further only beyond all earlier ones.
-    moved = progress.step > (job.furthest_step if job.kind == TrainingJob.GRADIENT_CHECK else message.start_step)
+    # Each run of a gradient check or a replay begins again: it comes further only beyond all earlier ones.
+    moved = progress.step > (message.start_step if job.kind == TrainingJob.TRAINING else job.furthest_step)
     rows.change(
         connection,
         job.id,

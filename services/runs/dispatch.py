@@ -15,10 +15,12 @@ from sqlalchemy import Connection
 from lockstep.contract.errors import LockstepError
 from lockstep.internal.v1.agent_service_pb2 import RunOrder, RunWish, Wishes
 from lockstep.v1.cluster_service_pb2 import Node
+from lockstep.v1.training_job_pb2 import Run
 from services import limits
 from services.clock import Clock
 from services.jobs import lifecycle
-from services.jobs.queue import Waiting, decide
+from services.jobs.queue import Growing, Waiting, decide
+from services.jobs.scaling import wanted_slots
 from services.jobs.transitions import State
 from services.store import Store
 from services.store import jobs as rows
@@ -93,13 +95,15 @@ class Dispatcher:
 
 def look(connection: Connection, files: Path, slots: int, ready: bool, now: int) -> Round:
     """Grants what is free and gathers what should run, in one transaction."""
-    held = sum(run.workers for run in rows.active_runs(connection))
+    held, growing = _settle(connection)
     waiting = [
         Waiting(job.id, job.workers_min, job.workers_max, job.state == State.RECOVERING) for job in rows.waiting(connection)
     ]
-    decision = decide(waiting, slots, held, ready)
+    decision = decide(waiting, slots, held, ready, growing)
     for job_id, workers in decision.grants.items():
         lifecycle.grant(connection, job_id, workers, now)
+    for job_id, workers in decision.grown.items():
+        rows.hold(connection, job_id, workers)
     active = rows.active_runs(connection)
     removed = rows.removals_left(connection, limits.REMOVALS)
     gone = [job_id for job_id in removed if not (files / "checkpoints" / job_id).exists()]
@@ -110,5 +114,27 @@ def look(connection: Connection, files: Path, slots: int, ready: bool, now: int)
         job = rows.find(connection, run.job_id)
         if job is not None:
             order = RunOrder.FromString(run.run_order)
+            order.workers = wanted_slots(job, run)
+            order.spec.workers.min, order.spec.workers.max = job.workers_min, job.workers_max
             wishes.runs.append(RunWish(order=order, intent=_INTENTS.get(State(job.state), RunWish.RUN)))
     return Round(wishes, decision.details, sum(run.workers for run in active), list(decision.grants))
+
+
+def _settle(connection: Connection) -> tuple[int, list[Growing]]:
+    """Takes back the slots of runs that go on with fewer workers; gives the slots that are held, and the runs that can grow.
+
+    A run that was just to grow may take a stretch on workers whose slots are given away already: placing waits for them.
+    """
+    held, growing = 0, []
+    for run in rows.active_runs(connection):
+        job, message = rows.find(connection, run.job_id), Run.FromString(run.message)
+        has = run.workers
+        if job is not None:
+            wanted = wanted_slots(job, run)
+            if wanted < has and 0 < len(message.members) <= wanted:
+                has = wanted
+                rows.hold(connection, run.job_id, has)
+            if job.state == State.RUNNING and message.resizable and has < job.workers_max:
+                growing.append(Growing(run.job_id, has, job.workers_max))
+        held += has
+    return held, growing

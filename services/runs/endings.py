@@ -72,11 +72,14 @@ def _follow(
         finished = event == Event.SUCCEED
         detail = f"cancelled; it had finished at step {message.last_step}" if finished else _cancelled(message)
     elif event == Event.SUCCEED:
-        detail = ""
+        detail = ended.reason if job.kind == TrainingJob.VERIFY else ""  # it says what was compared
     elif event in (Event.STOPPED, Event.RESTED) and state != State.PAUSING:
         event, own = Event.LOSE, True  # it ended as if asked, but nobody had asked
     if state == State.PAUSING and event == Event.STOPPED:
         event = Event.RESTED
+    if state == State.PAUSING and event == Event.LOSE:
+        goes_on = lifecycle.goes_on_from(connection, job)
+        detail = f"paused; its run was lost before it had written a checkpoint ({ended.reason}); {goes_on}"
     if event == Event.LOSE and state in (State.STARTING, State.RUNNING, State.RECOVERING):
         event, detail = _try_again(connection, job, message, ended.reason, own, now)
     try:
@@ -88,7 +91,7 @@ def _follow(
 def _try_again(connection: Connection, job: Row[Any], message: Run, reason: str, own: bool, now: int) -> tuple[Event, str]:
     """A lost run is followed by a new one, unless the same cause of its own has stopped the job again and again."""
     cause = re.sub(r"\d+", "#", reason)
-    # What a gradient check found is lost with its run: the next one begins again.
+    # What a gradient check or a replay found is lost with its run: the next one begins again.
     if message.last_step > message.start_step and job.kind == TrainingJob.TRAINING:
         rows.change(connection, job.id, failure_cause=cause if own else "", failure_count=int(own), progress_time=now)
         return Event.LOSE, reason

@@ -35,6 +35,12 @@ def find_version(connection: Connection, dataset_id: str, prefix: str) -> Row[An
     return found[-1] if found else None
 
 
+def schema_of(connection: Connection, digest: str) -> bytes:
+    """The schema of a version that a live job reads, whatever name it has by now."""
+    query = select(dataset_versions.c.schema).where(dataset_versions.c.digest == digest).limit(1)
+    return bytes(connection.execute(query).scalar_one())
+
+
 def ids(connection: Connection) -> list[str]:
     """The ids of datasets, in order, as many as a message can use."""
     return list(connection.execute(select(datasets.c.id).order_by(datasets.c.id).limit(1000)).scalars())

@@ -76,6 +76,11 @@ def live(connection: Connection) -> list[Row[Any]]:
     return list(connection.execute(select(jobs).where(jobs.c.state.in_(LIVE)).order_by(jobs.c.queue_position)))
 
 
+def live_of_kind(connection: Connection, kind: int) -> list[Row[Any]]:
+    """Jobs of a kind that have not ended."""
+    return list(connection.execute(select(jobs).where(jobs.c.state.in_(LIVE), jobs.c.kind == kind)))
+
+
 def page(
     connection: Connection, condition: ColumnElement[bool] | None, descending: bool, after: tuple[int, str] | None, size: int
 ) -> list[Row[Any]]:
@@ -140,6 +145,11 @@ def add_run(connection: Connection, order: RunOrder, run: Run) -> None:
             message=run.SerializeToString(),
         )
     )
+
+
+def hold(connection: Connection, job_id: str, workers: int) -> None:
+    """The job's run holds so many slots from now on."""
+    connection.execute(update(runs).where(runs.c.job_id == job_id, runs.c.active).values(workers=workers))
 
 
 def change_run(connection: Connection, job_id: str, run_number: int, **values: Any) -> None:

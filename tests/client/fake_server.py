@@ -77,7 +77,8 @@ class FakeServer(
 ):
     """Keeps jobs and datasets in dictionaries.
 
-    `failures` are the codes with which the next calls end; `result` is what jobs give.
+    `failures` are the codes with which the next calls end; `result` is what jobs give; `weights` are the hashes that replays
+    of a job give after a step, and `events` what a watch of a job tells, where no other is put in.
     """
 
     def __init__(self) -> None:
@@ -90,6 +91,8 @@ class FakeServer(
         self.held: threading.Event | None = None
         self.result: training_job_pb2.Result | None = None
         self.watches: deque[list[WatchStep]] = deque()
+        self.weights: dict[str, Callable[[int], str]] = {}
+        self.events: dict[str, list[WatchStep]] = {}
         self.download: Callable[[], Iterator[training_job_service_pb2.DownloadModelResponse]] = self.good_download
         self._answers: dict[str, training_job_pb2.TrainingJob] = {}
         self._server = grpc.server(ThreadPoolExecutor(8))
@@ -129,6 +132,8 @@ class FakeServer(
         self._enter(request, context)
         if self.refusal is not None:
             abort(context, grpc.StatusCode.INVALID_ARGUMENT, self.refusal)
+        if request.training_job.kind == training_job_pb2.TrainingJob.VERIFY:
+            return self._replay(request.training_job.replay, context)
         if request.request_id not in self._answers:
             job = training_job_pb2.TrainingJob(name="jobs/digits-mlp-7f3a", spec=request.training_job.spec, state=State.QUEUED)
             job.kind = request.training_job.kind
@@ -138,6 +143,18 @@ class FakeServer(
             if not request.validate_only:
                 self.jobs[job.name] = job
         return self._answers[request.request_id]
+
+    def _replay(self, replay: training_job_pb2.Replay, context: Any) -> training_job_pb2.TrainingJob:
+        original = self._job(replay.job, context)
+        job = self.add_job(f"verify-{len(self.jobs)}")
+        job.kind, job.plan.total_steps = training_job_pb2.TrainingJob.VERIFY, 240
+        job.replay.CopyFrom(replay)
+        kept = {one.step: one.weights_sha256 for one in original.result.checkpoints}
+        for step in replay.hashed_steps:
+            weights = self.weights[replay.job](step)
+            job.result.replay.steps.add(step=step, weights_sha256=weights, checkpoint_weights_sha256=kept.get(step, ""))
+        self.events[job.name] = [state_event(1, State.SUCCEEDED, "replayed")]
+        return job
 
     def PlanTrainingJob(self, request: Any, context: Any) -> Any:
         self._enter(request, context)
@@ -175,22 +192,34 @@ class FakeServer(
 
     def PauseTrainingJob(self, request: Any, context: Any) -> Any:
         self._enter(request, context)
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "pausing jobs is not built yet")
+        job = self._job(request.name, context)
+        job.state = State.PAUSING if job.state == State.RUNNING else State.PAUSED
+        return job
 
     def ResumeTrainingJob(self, request: Any, context: Any) -> Any:
         self._enter(request, context)
-        return self._job(request.name, context)
+        job = self._job(request.name, context)
+        if job.state != State.PAUSED:
+            said = f"a job that is {State.Name(job.state)} cannot be resumed; nothing was changed"
+            error = UserError([Violation("name", request.name, said, "WRONG_STATE")])
+            abort(context, grpc.StatusCode.FAILED_PRECONDITION, error)
+        job.state = State.QUEUED
+        job.spec.workers.MergeFrom(request.workers)
+        return job
 
     def ScaleTrainingJob(self, request: Any, context: Any) -> Any:
         self._enter(request, context)
         job = self._job(request.name, context)
-        job.spec.workers.CopyFrom(request.workers)
+        job.spec.workers.MergeFrom(request.workers)
+        if job.spec.workers.max > 4:
+            job.spec.workers.max = 4
+            job.warnings.append("workers.max is 4, not as asked: a mini-batch has 4 shards")
         return job
 
     def WatchTrainingJob(self, request: Any, context: Any) -> Iterator[Any]:
         self._enter(request, context)
         job = self._job(request.name, context)
-        for step in self.watches.popleft() if self.watches else []:
+        for step in self.watches.popleft() if self.watches else self.events.get(request.name, []):
             if isinstance(step, grpc.StatusCode):
                 context.abort(step, "as the test wants it")
             else:

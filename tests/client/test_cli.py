@@ -188,13 +188,35 @@ def test_an_ended_job_has_no_time_left(lockstep: Lockstep, server: FakeServer) -
 def test_steering(lockstep: Lockstep, server: FakeServer) -> None:
     server.add_job("a", State.RUNNING)
     assert lockstep("cancel", "a") == (0, "jobs/a  CANCELLING\n", "")
-    assert lockstep("pause", "a") == (2, "", "error: pausing jobs is not built yet\n")
-    assert lockstep("scale", "a").code == 2
-    assert lockstep("scale", "a", "--max", "3", "--json").objects()[0]["spec"]["workers"] == {"max": 3}
-    assert lockstep("resume", "a").code == 0
     assert lockstep("delete", "a") == (0, "", "deleted jobs/a\n")
     done = lockstep("delete", "a", "--json")
     assert (done.code, done.out, done.err) == (2, "", "error: name: there is no job jobs/a\n")
+
+
+def test_pause_and_resume(lockstep: Lockstep, server: FakeServer) -> None:
+    job = server.add_job("a", State.RUNNING)
+    hint = "go on with: lockstep wait a --for PAUSED && lockstep resume a\n"
+    assert lockstep("pause", "a") == (0, "jobs/a  PAUSING\n", hint)
+    assert lockstep("resume", "a").code == 2
+    job.state = State.PAUSED
+    assert lockstep("pause", "a") == (0, "jobs/a  PAUSED\n", "go on with: lockstep resume a\n")
+    assert lockstep("pause", "a", "--json").objects()[0]["state"] == "PAUSED"
+    assert lockstep("resume", "a") == (0, "jobs/a  QUEUED\n", "")
+    refused = "error: name: a job that is QUEUED cannot be resumed; nothing was changed\n"
+    assert lockstep("resume", "a") == (2, "", refused)
+    job.state = State.PAUSED
+    done = lockstep("resume", "a", "--min", "2", "--max", "3")
+    assert done == (0, "jobs/a  QUEUED\n", "workers: at least 2, at most 3\n")
+
+
+def test_scale(lockstep: Lockstep, server: FakeServer) -> None:
+    server.add_job("a", State.RUNNING)
+    assert lockstep("scale", "a").code == 2
+    assert lockstep("scale", "a", "--max", "3", "--json").objects()[0]["spec"]["workers"] == {"max": 3}
+    assert lockstep("scale", "a", "--min", "2") == (0, "jobs/a  RUNNING\n", "workers: at least 2, at most 3\n")
+    capped = "workers: at least 2, at most 4\nworkers.max is 4, not as asked: a mini-batch has 4 shards\n"
+    assert lockstep("scale", "a", "--max", "9") == (0, "jobs/a  RUNNING\n", capped)
+    assert lockstep("scale", "a", "--max", "65").code == 2
 
 
 def test_wait(lockstep: Lockstep, server: FakeServer) -> None:

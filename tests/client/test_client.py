@@ -16,7 +16,7 @@ from lockstep import watching
 from lockstep.client import Client
 from lockstep.contract.errors import InternalError, UserError, Violation
 from lockstep.failures import ServerUnavailable, WaitTimeout
-from lockstep.v1 import training_job_pb2, training_job_service_pb2
+from lockstep.v1 import job_spec_pb2, training_job_pb2, training_job_service_pb2
 from tests.client.fake_server import TOKEN, FakeServer, State, WatchStep, state_event
 from tests.client.specs import digits
 
@@ -146,11 +146,18 @@ def test_lists_are_read_page_by_page(client: Client, server: FakeServer) -> None
 def test_verbs(client: Client, server: FakeServer) -> None:
     server.add_job("a", State.RUNNING)
     assert client.cancel("a").state == State.CANCELLING
-    with pytest.raises(UserError, match="pausing jobs is not built yet"):
-        client.pause("jobs/a")
-    assert client.resume("a", accept_new_arithmetic=True).name == "jobs/a"
+    assert client.pause("jobs/a").state == State.PAUSED
+    assert client.resume("a", accept_new_arithmetic=True).state == State.QUEUED
+    assert not server.requests[-1].HasField("workers")
     assert client.scale("a", max=3).spec.workers.max == 3
     assert not server.requests[-1].workers.HasField("min")
+    client.pause("a")
+    assert client.resume("a", min=2, max=2).spec.workers == job_spec_pb2.Workers(min=2, max=2)
+    ids = [request.request_id for request in server.requests[1:]]
+    assert len(set(ids)) == 5 and all(len(one) == 36 for one in ids)
+    with pytest.raises(UserError, match="a job that is QUEUED cannot be resumed") as refused:
+        client.resume("a", request_id=ids[0])
+    assert refused.value.reason == "WRONG_STATE" and server.requests[-1].request_id == ids[0]
     client.delete("a")
     with pytest.raises(UserError, match="there is no job jobs/a") as caught:
         client.get("a")

@@ -9,6 +9,7 @@ from pathlib import Path
 from coordinator.gradient_check import GradientCheckRun
 from coordinator.group.group import WorkerGroup
 from coordinator.group.local import LocalGroup
+from coordinator.replay import Replay
 from coordinator.reports import Reports
 from coordinator.spool import SpoolWriter, read_events, spool_path
 from coordinator.training import Training
@@ -23,6 +24,7 @@ class Wanted:
         self.cancel = False
         self.pause = False
         self.count = 0  # of workers; 0: as ordered
+        self.minimum = 0  # of workers; 0: as ordered
         self.waits = 0
         self.on_wait: Callable[[], None] = lambda: None
 
@@ -34,6 +36,9 @@ class Wanted:
 
     def workers(self) -> int:
         return self.count
+
+    def least(self) -> int:
+        return self.minimum
 
     def wait(self, timeout_s: float) -> None:
         self.waits += 1
@@ -57,11 +62,13 @@ def run_once(
     try:
         wanted = wanted or Wanted()
         wanted.count = wanted.count or order.workers
+        wanted.minimum = wanted.minimum or order.spec.workers.min
         make_group = make_group or (lambda: LocalGroup(environments=environments))
         if order.kind == job.TrainingJob.GRADIENT_CHECK:
             ended = GradientCheckRun(order, files_folder, Reports(spool), wanted, make_group).run()
         else:
-            ended = Training(order, files_folder, Reports(spool), wanted, make_group, clock).run()
+            kind = Replay if order.kind == job.TrainingJob.VERIFY else Training
+            ended = kind(order, files_folder, Reports(spool), wanted, make_group, clock).run()
     finally:
         spool.close()
     return ended, [event for event, _ in read_events(path)]

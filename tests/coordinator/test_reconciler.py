@@ -28,13 +28,15 @@ class EndedChild:
     returncode = None
 
     def __init__(self) -> None:
-        self.intent, self.workers = agent.RunWish.INTENT_UNSPECIFIED, 0
+        self.wish = agent.RunWish()
+        self.told: list[tuple[int, int]] = []
         self.told_at = 0.0
         self.ended_at: float | None = None
         self.may_end = asyncio.Event()
 
     def tell(self, wish: agent.RunWish) -> None:
-        self.intent, self.workers = wish.intent, wish.order.workers
+        self.wish = wish
+        self.told.append((wish.order.spec.workers.min, wish.order.workers))
 
     async def wait(self) -> int:
         await self.may_end.wait()
@@ -86,6 +88,20 @@ def test_one_run_of_a_job_at_a_time(tmp_path: Path) -> None:
         reconciler.wish(wishes(3, 4))
         await reconciler.reconcile()
         assert len(warm.taken) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_coordinator_hears_of_another_number_of_workers_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        child = EndedChild()
+        reconciler = Reconciler(tmp_path, Outbox(tmp_path / "spool"), cast(Warm, WarmChild(child)), asyncio.Event())
+        for least, workers in ((2, 4), (2, 4), (2, 2), (1, 2), (1, 2), (1, 3)):
+            wished = wishes(3)
+            wished.runs[0].order.workers, wished.runs[0].order.spec.workers.min = workers, least
+            reconciler.wish(wished)
+            await reconciler.reconcile()
+        assert child.told == [(2, 4), (2, 2), (1, 2), (1, 3)]
 
     asyncio.run(scenario())
 

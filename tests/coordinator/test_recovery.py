@@ -197,6 +197,18 @@ def test_below_the_minimum_a_cancel_is_heeded(tmp_path: Path) -> None:
     assert run.ended.outcome == agent.RunEnded.CANCELLED and "after step 3" in run.ended.reason
 
 
+def test_a_lower_minimum_lets_a_run_that_waits_go_on(
+    tmp_path: Path, undisturbed: tuple[agent.RunEnded, list[agent.RunEvent]]
+) -> None:
+    order = make_order(tmp_path, epochs=EPOCHS, workers=2)
+    order.spec.workers.min = 2
+    wanted = Wanted()
+    wanted.on_wait = lambda: setattr(wanted, "minimum", 1)
+    run = Crash(tmp_path, {1: "reduce:5:SIGKILL"}, wanted=wanted, order=order)
+    run.is_like(undisturbed)
+    assert run.groups[:2] == [2, 1]
+
+
 def test_the_same_cause_three_times_ends_the_job_with_that_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HIRE_FIRST_S", 0.0)
     run = Crash(tmp_path, dict.fromkeys(range(3), "forward:1:KeyError"), workers=1)
@@ -263,10 +275,11 @@ def test_more_and_fewer_workers_join_and_leave_between_stretches(
     real = wanted.paused
     wanted.paused = lambda: (change(), real())[1]  # type: ignore[method-assign]
     order = make_order(tmp_path, epochs=EPOCHS, workers=4)
-    wanted.count = 2
+    # It never waits for slots that it has not been given.
+    wanted.count = wanted.minimum = 2
     ended, events = run_once(order, tmp_path, wanted, make_group=lambda: group)
     started = [event.started for event in events if event.WhichOneof("event") == "started"]
-    assert [len(event.members) for event in started] == [2, 3, 1, 2]
+    assert [(len(event.members), event.resizable) for event in started] == [(2, True), (3, True), (1, True), (2, True)]
     assert ended.result.weights_sha256 == undisturbed[0].result.weights_sha256 and curve(events) == curve(undisturbed[1])
     assert sum(ended.computed_rows) == order.plan.training_rows * EPOCHS
     assert {member.pid for member in started[1].members} > {member.pid for member in started[0].members}

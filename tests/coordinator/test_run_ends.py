@@ -42,7 +42,7 @@ def order_of(files: Path) -> agent.RunWish:
     return agent.RunWish(order=agent.RunOrder(job_id="a-b", run_number=3), intent=agent.RunWish.RUN)
 
 
-def trains(monkeypatch: pytest.MonkeyPatch, act: Any, loop: str = "Training") -> None:
+def trains(monkeypatch: pytest.MonkeyPatch, act: Any, kind: job.TrainingJob.Kind.ValueType = job.TrainingJob.TRAINING) -> None:
     """Puts `act` in the place of the loop; it is given the run's voice."""
 
     class Training:
@@ -52,7 +52,7 @@ def trains(monkeypatch: pytest.MonkeyPatch, act: Any, loop: str = "Training") ->
         def run(self) -> agent.RunEnded:
             return cast(agent.RunEnded, act(self._reports))
 
-    monkeypatch.setattr(run, loop, Training)
+    monkeypatch.setitem(run.KINDS, kind, Training)
 
 
 class Nowhere:
@@ -133,14 +133,12 @@ def test_exit_codes_say_what_it_was_and_never_that_the_head_is_gone(
 
 
 def test_a_run_does_what_its_kind_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checked = agent.RunEnded(outcome=agent.RunEnded.SUCCEEDED, reason="checked")
-    trains(monkeypatch, lambda reports: checked, "GradientCheckRun")
     wish = order_of(tmp_path)
-    for number, (kind, outcome) in enumerate(
-        [(job.TrainingJob.GRADIENT_CHECK, agent.RunEnded.SUCCEEDED), (job.TrainingJob.VERIFY, agent.RunEnded.FAILED)]
-    ):
-        wish.order.kind, wish.order.run_number = kind, number + 1
+    for number, kind in enumerate([job.TrainingJob.GRADIENT_CHECK, job.TrainingJob.VERIFY], start=1):
+        said = agent.RunEnded(outcome=agent.RunEnded.SUCCEEDED, reason=job.TrainingJob.Kind.Name(kind))
+        trains(monkeypatch, lambda reports, said=said: said, kind)
+        wish.order.kind, wish.order.run_number = kind, number
         run.carry_out(wish, tmp_path, cast(Orders, None), cast(Cluster, Nowhere()))
-        *_, (last, _) = read_events(spool_path(tmp_path, "a-b", number + 1))
-        assert last.ended.outcome == outcome
-    assert "VERIFY are not built yet" in last.ended.reason
+        *_, (last, _) = read_events(spool_path(tmp_path, "a-b", number))
+        assert last.ended.reason == said.reason
+    assert sorted(run.KINDS) == sorted(job.TrainingJob.Kind.values())[1:]

@@ -182,6 +182,13 @@ def test_cancel_ends_a_stretch_under_way(tmp_path: Path) -> None:
     assert fresh.outcome == agent.RunEnded.PAUSED and not events
 
 
+def test_a_run_starts_on_the_slots_that_it_has_by_now(tmp_path: Path, undisturbed: agent.RunEnded) -> None:
+    wanted = Wanted()
+    wanted.count = 1
+    ended, _ = run_once(make_order(tmp_path, workers=2), tmp_path, wanted)
+    assert len(ended.computed_rows) == 1 and ended.result.weights_sha256 == undisturbed.result.weights_sha256
+
+
 def test_a_worker_of_another_kernel_is_refused_and_the_others_go_on(tmp_path: Path, undisturbed: agent.RunEnded) -> None:
     ended, events = run_once(make_order(tmp_path, workers=3), tmp_path, environments={0: ANOTHER_KERNEL})
     assert ended.result.weights_sha256 == undisturbed.result.weights_sha256 and len(ended.computed_rows) == 2

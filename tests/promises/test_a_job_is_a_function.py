@@ -14,6 +14,7 @@ import pytest
 
 from lockstep.contract.arithmetic import shard_rows
 from lockstep.v1.training_job_pb2 import TrainingJob
+from tests.coordinator.altered import alter, checkpoint_folder
 
 from .service import ROOT, Service, example
 
@@ -86,6 +87,44 @@ def test_a_cap_on_the_workers_is_said(jobs: dict[tuple[int, int], TrainingJob]) 
 def test_another_seed_gives_other_weights(service: Service, jobs: dict[tuple[int, int], TrainingJob]) -> None:
     other = service.run(example("digits.yaml", seed=8))
     assert other.result.weights_sha256 not in {job.result.weights_sha256 for job in jobs.values()}
+
+
+def test_a_replay_passes_what_is_right_and_names_what_was_altered(
+    service: Service, jobs: dict[tuple[int, int], TrainingJob]
+) -> None:
+    spec = example("digits.yaml", workers=(2, 2))
+    spec.checkpoints.every_steps, spec.checkpoints.keep = 60, 10
+    job = service.run(spec)
+    name, steps = job.name.removeprefix("jobs/"), [one.step for one in job.result.checkpoints]
+    assert len(steps) > 2
+    done = service.cli("verify", name)
+    assert done.returncode == 0, done.stderr
+    right = f"steps {steps[-2] + 1} to {steps[-1]} replayed: the weights are those of the checkpoint of step {steps[-1]}"
+    assert right in done.stdout and job.result.weights_sha256[:12] in done.stdout
+    altered = alter(checkpoint_folder(service.data / "files", name, steps[1])).weights_sha256
+    done = service.cli("verify", name, "--step", str(steps[1]))
+    assert done.returncode == 1, done.stderr
+    said = f"the checkpoint of step {steps[1]} is not what the job computes: its weights_sha256 is {altered}, the replay's "
+    assert said + job.result.checkpoints[1].weights_sha256 in done.stdout and f"{steps[0]} is right" in done.stdout
+    # What begins at the altered one differs, too, and it is still the altered one that is named.
+    done = service.cli("verify", name, "--step", str(steps[2]))
+    assert done.returncode == 1 and said in done.stdout and f"step {steps[2]} is right" in done.stdout
+    # The job itself is as it was: two that are the same function are the same, without a replay.
+    done = service.cli("diff", name, jobs[1, 1].name)
+    assert done.returncode == 0 and "both are the same function" in done.stdout and "same up to step" in done.stdout
+
+
+def test_two_jobs_part_where_a_field_first_tells(service: Service, jobs: dict[tuple[int, int], TrainingJob]) -> None:
+    spec = example("digits.yaml")
+    total = jobs[1, 1].plan.total_steps
+    spec.optimizer.schedule.step.every_epochs, spec.optimizer.schedule.step.factor = 2, 0.5
+    other = service.run(spec)
+    done = service.cli("diff", jobs[1, 1].name, other.name)
+    assert done.returncode == 1, done.stderr
+    assert "optimizer.schedule.step.factor" in done.stdout
+    # The learning rate is another one from the third epoch on.
+    step = 2 * jobs[1, 1].plan.steps_per_epoch + 1
+    assert step < total and f"they part at step {step}: after step {step - 1} both have weights_sha256 " in done.stdout
 
 
 def test_the_metrics_are_the_same_on_any_number_of_workers(service: Service, jobs: dict[tuple[int, int], TrainingJob]) -> None:

@@ -112,20 +112,6 @@ async def test_what_is_not_there_and_what_is_not_a_name(api: Running) -> None:
         assert (await refusal(api.get(name))).code() is Code.INVALID_ARGUMENT
 
 
-async def test_other_kinds_and_verbs_are_not_built(api: Running) -> None:
-    name = (await api.create()).name
-    other = pb.CreateTrainingJobRequest(training_job=TrainingJob(spec=spec(), kind=TrainingJob.VERIFY))
-    calls = [
-        api.jobs.CreateTrainingJob(other, metadata=METADATA),
-        api.jobs.PauseTrainingJob(pb.PauseTrainingJobRequest(name=name), metadata=METADATA),
-        api.jobs.ResumeTrainingJob(pb.ResumeTrainingJobRequest(name=name), metadata=METADATA),
-        api.jobs.ScaleTrainingJob(pb.ScaleTrainingJobRequest(name=name), metadata=METADATA),
-    ]
-    for call in calls:
-        error = await refusal(call)
-        assert error.code() is Code.UNIMPLEMENTED and "\n" not in (error.details() or "")
-
-
 async def test_cancel_is_harmless_twice_and_refused_after_success(api: Running) -> None:
     name = (await api.create()).name
     assert (await api.cancel(name)).state == TrainingJob.CANCELLED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.jobs.queue import Waiting, decide
+from services.jobs.queue import Growing, Waiting, decide
 
 
 def test_first_in_first_out_on_one_slot() -> None:
@@ -48,16 +48,37 @@ def test_nothing_is_granted_without_an_agent() -> None:
     assert decision.grants == {} and "no agent is connected" in decision.details["a"]
 
 
+def test_what_nobody_waits_for_makes_runs_grow_the_smallest_first() -> None:
+    running = [Growing("large", 4, 8), Growing("small", 1, 8), Growing("nearly", 2, 3)]
+    assert decide([], slots=12, in_use=7, ready=True, growing=running).grown == {"small": 4, "nearly": 3, "large": 5}
+    assert decide([], slots=64, in_use=7, ready=True, growing=running).grown == {"large": 8, "small": 8, "nearly": 3}
+    assert decide([], slots=12, in_use=7, ready=False, growing=running).grown == {}
+    assert decide([], slots=6, in_use=7, ready=True, growing=running).grown == {}
+
+
+def test_a_run_does_not_grow_into_what_others_wait_for() -> None:
+    running = [Growing("r", 1, 8)]
+    assert decide([Waiting("a", 3, 3)], slots=4, in_use=2, ready=True, growing=running).grown == {}
+    assert decide([Waiting("a", 1, 1)], slots=4, in_use=2, ready=True, growing=running).grown == {"r": 2}
+    assert decide([Waiting("huge", 9, 9)], slots=4, in_use=2, ready=True, growing=running).grown == {"r": 3}
+
+
 WAITING = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 4), st.booleans()), max_size=12)
 
 
-@given(WAITING, st.integers(0, 16), st.integers(0, 16))
+RUNNING = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 4)), max_size=6)
+
+
+@given(WAITING, RUNNING, st.integers(0, 40), st.integers(0, 16))
 def test_never_more_than_is_free_never_less_than_the_minimum(
-    jobs: list[tuple[int, int, bool]], slots: int, in_use: int
+    jobs: list[tuple[int, int, bool]], runs: list[tuple[int, int]], slots: int, in_use: int
 ) -> None:
     waiting = [Waiting(str(n), least, least + more, again) for n, (least, more, again) in enumerate(jobs)]
-    decision = decide(waiting, slots, in_use, ready=True)
-    assert sum(decision.grants.values()) <= max(0, slots - in_use)
+    growing = [Growing(f"r{n}", has, has + more) for n, (has, more) in enumerate(runs)]
+    decision = decide(waiting, slots, in_use, True, growing)
+    taken = sum(decision.grown[run.job_id] - run.workers for run in growing if run.job_id in decision.grown)
+    assert sum(decision.grants.values()) + taken <= max(0, slots - in_use)
+    assert all(run.workers <= decision.grown.get(run.job_id, run.workers) <= run.workers_max for run in growing)
     for job in waiting:
         assert (job.job_id in decision.grants) != (job.job_id in decision.details)
         granted = decision.grants.get(job.job_id)

@@ -23,6 +23,14 @@ def test_a_cancel_reaches_every_live_state_and_wins_over_what_comes_late() -> No
         assert next_state(State.CANCELLING, late) is State.CANCELLED
 
 
+def test_a_pause_reaches_every_job_that_is_not_ending_and_a_number_of_workers_is_no_matter_of_state() -> None:
+    for state in LIVE - {State.CANCELLING}:
+        assert next_state(state, Event.PAUSE) in (State.PAUSING, State.PAUSED)
+        assert next_state(state, Event.SCALE) is state
+    assert {state for state, event in NEXT if event in (Event.PAUSE, Event.SCALE)} == LIVE - {State.CANCELLING}
+    assert {state for state, event in NEXT if event is Event.RESUME} == {State.PAUSED}
+
+
 def test_every_state_can_reach_an_end() -> None:
     reached = set(TERMINAL)
     while grown := {state for (state, _), after in NEXT.items() if after in reached} - reached:

@@ -109,12 +109,18 @@ class Program:
             np.copyto(out, source)
         for gap in self.gaps:
             gap.fill(0)
-        # 0 times a finite number is 0; times infinity or NaN it is NaN. Nothing can overflow.
-        finite = True
-        dot = np.dot
-        for vector, zeros in self.looks:
-            finite &= bool(dot(vector, zeros) == 0)
-        return finite
+        return all_finite(self.looks)
+
+
+def all_finite(looks: Sequence[tuple[Array, Array]]) -> bool:
+    """Whether all vectors are finite; each comes with as many zeros.
+
+    0 times a finite number is 0; times infinity or NaN it is NaN. Nothing can overflow.
+    """
+    finite, dot = True, np.dot
+    for vector, zeros in looks:
+        finite &= bool(dot(vector, zeros) == 0)
+    return finite
 
 
 def plan_span(span: Span, nodes: Sequence[Subtree], stack: Array | None, gradients: Array, zeros: Array) -> Program:

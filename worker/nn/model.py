@@ -23,7 +23,7 @@ from worker.nn.metrics import Counts, Sums, block_metrics
 from worker.nn.parameters import Array, aligned_zeros, public_views
 from worker.nn.passes import Network, StackPass, StepPass
 from worker.nn.search import NonFinitePlace, search
-from worker.nn.shapes import layer_shapes, parameter_layout
+from worker.nn.shapes import layer_shapes, layout_of
 from worker.nn.streams import Streams
 from worker.randomness import Purpose, Stream
 from worker.specs import Architecture, LossRecord
@@ -89,7 +89,7 @@ class Model:
         shapes = layer_shapes(architecture, input_shape)
         self.architecture, self.loss, self.seed = architecture, loss, seed
         self.dtype = np.dtype(dtype)
-        self.layout = parameter_layout(architecture, input_shape)
+        self.layout = layout_of(shapes)
         self.parameters = aligned_zeros((self.layout.size,), self.dtype) if parameters is None else parameters
         self._check_vector("parameters", self.parameters, (self.layout.size,))
         self._gradients = aligned_zeros((1, self.layout.size), self.dtype) if gradients is None else gradients

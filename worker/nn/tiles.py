@@ -8,24 +8,18 @@ from typing import Any, TypeAlias, final
 
 import numpy as np
 
-from worker.nn.combination import Subtree
+from worker.nn.combination import Subtree, all_finite, evaluate
 from worker.nn.layers import Layer
-from worker.nn.parameters import Array
-from worker.nn.shapes import BLOCK_FLOATS
+from worker.nn.parameters import Array, aligned_zeros
+from worker.nn.shapes import BLOCK_FLOATS, TILE_FLOATS, TILE_ROWS
 
 # What is called, and with what.
 Call: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 
-# A few tiles lie in the third-level cache together. What is not larger is one tile.
-TILE_FLOATS = 1 << 20
-
-# Rows of a tile come in multiples of the products' own tiles, and are never few: each product packs all of its other side.
-ROWS = 64
-
 
 def tile_borders(rows: int, columns: int) -> list[int]:
     """Where the tiles of a weight (rows, columns) begin, and its end: by its shape alone, for it decides bits."""
-    step = rows if rows * columns <= TILE_FLOATS else max(ROWS, TILE_FLOATS // columns // ROWS * ROWS)
+    step = rows if rows * columns <= TILE_FLOATS else max(TILE_ROWS, TILE_FLOATS // columns // TILE_ROWS * TILE_ROWS)
     return [*range(0, rows, step), rows]
 
 
@@ -33,7 +27,7 @@ def scratch_tiles(shapes: Sequence[tuple[int, ...]], nodes: Sequence[Subtree], d
     """Room for the sums that wait: one tile of the largest of these weights for each level of the tree below a node."""
     largest = max((max(b - a for a, b in pairwise(tile_borders(*shape))) * shape[1] for shape in shapes), default=0)
     levels = max((end - first - 1).bit_length() for first, end in nodes)
-    return [np.zeros(largest, dtype) for _ in range(levels if largest else 0)]
+    return [aligned_zeros((largest,), dtype) for _ in range(levels if largest else 0)]
 
 
 @final
@@ -52,33 +46,34 @@ class TiledSum:
         self._tiles: list[tuple[list[Call], list[tuple[Array, Array]]]] = []
         for first, end in pairwise(tile_borders(*out.shape[1:])):
             for node, total in zip(nodes, out, strict=True):
-                calls: list[Call] = []
-                self._plan(calls, node, slice(first, end), total[first:end], 0)
+                calls = self._plan(node, slice(first, end), total[first:end])
                 flat = total[first:end].reshape(-1)
                 parts = [flat[at : at + BLOCK_FLOATS] for at in range(0, flat.size, BLOCK_FLOATS)]
                 self._tiles.append((calls, [(part, zeros[: len(part)]) for part in parts]))
 
-    def _plan(self, calls: list[Call], node: Subtree, rows: slice, target: Array, level: int) -> None:
-        """The sum of a node's shards into `target`: the left half first, the right half beside it."""
-        first, end = node
-        if end - first == 1:
-            layer, shard = self._leaves[first]
-            calls.append((layer.gradient_tile, (shard, rows, target)))
-            return
-        middle = (first + end) // 2
-        self._plan(calls, (first, middle), rows, target, level)
-        if middle < len(self._leaves):
-            beside = self._scratch[level][: target.size].reshape(target.shape)
-            self._plan(calls, (middle, end), rows, beside, level + 1)
-            calls.append((np.add, (target, beside, target)))
+    def _plan(self, node: Subtree, rows: slice, target: Array) -> list[Call]:
+        """The sum of a node's shards into `target`, which the first product is written to; others wait beside it."""
+        calls: list[Call] = []
+        free = [*(tile[: target.size].reshape(target.shape) for tile in self._scratch), target]
+
+        def leaf(number: int) -> Array:
+            (layer, shard), product = self._leaves[number], free.pop()
+            calls.append((layer.gradient_tile, (shard, rows, product)))
+            return product
+
+        def add(left: Array, right: Array, top: bool) -> Array:
+            calls.append((np.add, (left, right, left)))
+            free.append(right)
+            return left
+
+        evaluate(node, len(self._leaves), leaf, add)
+        return calls
 
     def run(self) -> bool:
         """Computes; False if a sum is not finite."""
-        finite, dot = True, np.dot
+        finite = True
         for calls, looks in self._tiles:
             for call, arguments in calls:
                 call(*arguments)
-            # As for other sums: 0 times a number that is not finite is NaN.
-            for vector, zeros in looks:
-                finite &= bool(dot(vector, zeros) == 0)
+            finite &= all_finite(looks)
         return finite

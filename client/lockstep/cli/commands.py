@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lockstep.cli import datasets, explain, gradients, jobs, lookups, models, submission
+from lockstep.cli import datasets, differences, explain, gradients, jobs, lookups, models, replays, submission
 
 
 def register(group: click.Group) -> None:
@@ -13,6 +13,8 @@ def register(group: click.Group) -> None:
         submission.submit,
         submission.plan,
         gradients.gradcheck,
+        replays.verify,
+        differences.diff,
         lookups.jobs,
         lookups.show,
         jobs.watch,

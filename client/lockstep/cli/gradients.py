@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from lockstep.cli.conventions import NOT_SUCCEEDED, Target, as_json
-from lockstep.cli.gradient_table import gradient_table
 from lockstep.cli.job_lines import State, state_line
 from lockstep.cli.jobs import ended
 from lockstep.cli.output import json_line, result, talk
+from lockstep.cli.result_tables import gradient_table
 from lockstep.contract.errors import UserError, Violation
 from lockstep.v1 import training_job_pb2
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lockstep.cli.conventions import INTERRUPTED, NOT_SUCCEEDED, NUMBER, Seconds, Target, as_json
-from lockstep.cli.gradient_table import gradient_table
+from lockstep.cli.conventions import INTERRUPTED, NOT_SUCCEEDED, NUMBER, Command, Seconds, Target, as_json
 from lockstep.cli.job_lines import WAIT_STATES, State, result_words, state_line
 from lockstep.cli.output import json_line, result, talk
+from lockstep.cli.result_tables import gradient_table, replay_table
 from lockstep.contract.errors import UserError
 from lockstep.names import job_name, short
 from lockstep.v1 import training_job_pb2
@@ -74,6 +74,8 @@ def _farewell(job: training_job_pb2.TrainingJob) -> None:
         result(words)
     if job.result.HasField("gradient_check"):
         gradient_table(job.result.gradient_check)
+    if job.result.HasField("replay"):
+        replay_table(job.result.replay)
     if job.HasField("result") and job.result.checkpoints:
         talk(f"take the model home with: lockstep model pull {short(job.name)}")
 
@@ -114,6 +116,19 @@ def wait(target: Target, job: str, state: str | None, timeout_s: float | None, a
         raise click.exceptions.Exit(NOT_SUCCEEDED)
 
 
+def _with_bounds(command: Command) -> Command:
+    """The options for how many workers a job may have."""
+    least = click.option("--min", "least", type=click.IntRange(1, 64), help="Wait rather than run with fewer workers.")
+    return least(click.option("--max", "most", type=click.IntRange(1, 64), help="Never more workers.")(command))
+
+
+def _bounds(job: training_job_pb2.TrainingJob, most: int | None) -> None:
+    """Says how many workers a job may have now, and why that is less than was asked."""
+    workers = job.spec.workers
+    capped = [warning for warning in job.warnings if warning.startswith("workers.max ")] if workers.max != most else []
+    talk("\n".join([f"workers: at least {workers.min}, at most {workers.max}", *capped]))
+
+
 def _steered(job: training_job_pb2.TrainingJob, as_json: bool) -> None:
     if as_json:
         json_line(job)
@@ -136,34 +151,44 @@ def cancel(target: Target, job: str, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def pause(target: Target, job: str, as_json: bool) -> None:
-    """Let JOB rest; it keeps its place in the training and gives its slots away."""
+    """Let JOB rest: the steps under way end, a checkpoint is written, and its slots are given back."""
     with target.connect() as client:
-        _steered(client.pause(job), as_json)
+        paused = client.pause(job)
+    _steered(paused, as_json)
+    if not as_json:
+        wait_first = "" if paused.state == State.PAUSED else f"lockstep wait {short(paused.name)} --for PAUSED && "
+        talk(f"go on with: {wait_first}lockstep resume {short(paused.name)}")
 
 
 @click.command()
 @click.argument("job")
+@_with_bounds
 @click.option("--accept-new-arithmetic", is_flag=True, help="Go on although this server computes with a newer arithmetic.")
 @as_json
 @click.pass_obj
-def resume(target: Target, job: str, accept_new_arithmetic: bool, as_json: bool) -> None:
-    """Put a paused JOB back into the queue."""
+def resume(target: Target, job: str, least: int | None, most: int | None, accept_new_arithmetic: bool, as_json: bool) -> None:
+    """Put a paused JOB back into the queue; it goes on from its last checkpoint, with the same weights on any workers."""
     with target.connect() as client:
-        _steered(client.resume(job, accept_new_arithmetic=accept_new_arithmetic), as_json)
+        resumed = client.resume(job, min=least, max=most, accept_new_arithmetic=accept_new_arithmetic)
+    _steered(resumed, as_json)
+    if not as_json and (least, most) != (None, None):
+        _bounds(resumed, most)
 
 
 @click.command()
 @click.argument("job")
-@click.option("--min", "least", type=click.IntRange(1, 64), help="Wait rather than run with fewer workers.")
-@click.option("--max", "most", type=click.IntRange(1, 64), help="Never more workers.")
+@_with_bounds
 @as_json
 @click.pass_obj
 def scale(target: Target, job: str, least: int | None, most: int | None, as_json: bool) -> None:
-    """Change how many workers JOB may have; its weights stay the same."""
+    """Change how many workers JOB may have, whether it runs, waits or is paused; its weights stay the same."""
     if least is None and most is None:
         raise click.UsageError("give --min, --max or both")
     with target.connect() as client:
-        _steered(client.scale(job, min=least, max=most), as_json)
+        scaled = client.scale(job, min=least, max=most)
+    _steered(scaled, as_json)
+    if not as_json:
+        _bounds(scaled, most)
 
 
 @click.command()

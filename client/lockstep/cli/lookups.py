@@ -8,17 +8,15 @@ import click
 
 from lockstep import __version__
 from lockstep.cli.conventions import Target, as_json
-from lockstep.cli.gradient_table import gradient_table
 from lockstep.cli.job_lines import WAIT_STATES, State, result_words, state_line
 from lockstep.cli.metric_words import all_metrics, class_row
 from lockstep.cli.output import duration, json_line, moment, number, pairs, percent, result, size, table, talk
+from lockstep.cli.result_tables import gradient_table, replay_table
+from lockstep.contract.manifest import CLASSES_REPORTED
 from lockstep.names import short
 from lockstep.v1 import training_job_pb2
 
 DEFAULT_LIMIT = 50
-
-# The server sends no more classes of a result.
-CLASSES_SHOWN = 1000
 
 
 @click.command()
@@ -74,13 +72,14 @@ def show(target: Target, job: str, as_json: bool) -> None:
     result(state_line(found))
     progress, plan, spec = found.progress, found.plan, found.spec
     epoch = f"epoch {progress.epoch} of {spec.training.epochs}" if progress.epoch else ""
-    step = f"{progress.step:,} of {plan.total_steps:,}" if progress.step else ""
+    step = f"{progress.step:,} of {progress.total_steps or plan.total_steps:,}" if progress.step else ""
     rate = f"{progress.samples_per_second:,.0f} samples/s" if progress.samples_per_second else ""
     going = progress.HasField("remaining_seconds") and not found.HasField("end_time")
     left = f"{duration(progress.remaining_seconds)} left" if going else ""
     pairs(
         [
             ("dataset", f"{spec.dataset}, {plan.training_rows:,} rows train, {plan.validation_rows:,} validate"),
+            ("replays", _replayed(found.replay)),
             ("created", moment(found.create_time)),
             ("started", moment(found.start_time)),
             ("ended", moment(found.end_time)),
@@ -98,14 +97,24 @@ def show(target: Target, job: str, as_json: bool) -> None:
     if classes := found.result.validation_classes:
         result("")
         table(("CLASS", "SUPPORT", "PRECISION", "RECALL", "F1"), [class_row(one) for one in classes])
-        if len(classes) == CLASSES_SHOWN:
-            talk(f"the first {CLASSES_SHOWN:,} classes are shown; manifest.json of the model has the counts of all")
+        if len(classes) == CLASSES_REPORTED:
+            talk(f"the first {CLASSES_REPORTED:,} classes are shown; manifest.json of the model has the counts of all")
     if found.result.checkpoints:
         result("")
         table(("CHECKPOINT", "SIZE", "WEIGHTS", ""), [_checkpoint(one) for one in found.result.checkpoints])
     if found.result.HasField("gradient_check"):
         result("")
         gradient_table(found.result.gradient_check)
+    if found.result.HasField("replay"):
+        result("")
+        replay_table(found.result.replay)
+
+
+def _replayed(replay: training_job_pb2.Replay) -> str:
+    if not replay.job:
+        return ""
+    last = max([replay.step, *replay.hashed_steps])
+    return f"{replay.job}, from step {replay.start_step:,} to {last:,}"
 
 
 def _metrics(job: training_job_pb2.TrainingJob) -> training_job_pb2.ValidationMetrics:

@@ -22,6 +22,9 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 # A manifest holds names and settings, never weights.
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
+# Classes whose metrics a result carries to people; a manifest has the counts of all.
+CLASSES_REPORTED = 1000
+
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 

@@ -97,7 +97,7 @@ class TrainingJob(_message.Message):
         GRADIENT_CHECK: TrainingJob._Kind.ValueType  # 2
         """Compares backward passes with central differences in float64."""
         VERIFY: TrainingJob._Kind.ValueType  # 3
-        """Replays a stretch of another job and compares hashes."""
+        """Takes steps of another job again and compares hashes."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What the job does."""
@@ -109,7 +109,7 @@ class TrainingJob(_message.Message):
     GRADIENT_CHECK: TrainingJob.Kind.ValueType  # 2
     """Compares backward passes with central differences in float64."""
     VERIFY: TrainingJob.Kind.ValueType  # 3
-    """Replays a stretch of another job and compares hashes."""
+    """Takes steps of another job again and compares hashes."""
 
     NAME_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
@@ -128,6 +128,8 @@ class TrainingJob(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REPLAY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"jobs/digits-mlp-7f3a"."""
     kind: Global___TrainingJob.Kind.ValueType
@@ -142,9 +144,13 @@ class TrainingJob(_message.Message):
     """SHA-256, in hex, of the dataset version that the job reads."""
     arithmetic_version: _builtins.int
     """The version of the arithmetic that computes it."""
+    etag: _builtins.str
+    """Another one whenever somebody has paused, resumed, scaled or cancelled the job."""
     @_builtins.property
     def spec(self) -> _job_spec_pb2.JobSpec:
-        """What was asked, with its defaults filled in after Create."""
+        """What was asked, with its defaults filled in after Create. A job of kind VERIFY, and it alone, is asked for without one: it
+        gets that of the job that it replays.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -176,11 +182,15 @@ class TrainingJob(_message.Message):
 
     @_builtins.property
     def result(self) -> Global___Result:
-        """The result; set when the job has ended with a checkpoint, or with a gradient check."""
+        """The result; set when the job has ended with a checkpoint, a gradient check or a replay."""
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the submission made true besides what was asked, in sentences: a cap, a short batch."""
+
+    @_builtins.property
+    def replay(self) -> Global___Replay:
+        """What is replayed; of kind VERIFY alone."""
 
     def __init__(
         self,
@@ -202,14 +212,54 @@ class TrainingJob(_message.Message):
         progress: Global___Progress | None = ...,
         result: Global___Result | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        etag: _builtins.str = ...,
+        replay: Global___Replay | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "plan", b"plan", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "plan", b"plan", "progress", b"progress", "replay", b"replay", "result", b"result", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arithmetic_digest", b"arithmetic_digest", "arithmetic_version", b"arithmetic_version", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "end_time", b"end_time", "kind", b"kind", "name", b"name", "plan", b"plan", "progress", b"progress", "result", b"result", "runs", b"runs", "spec", b"spec", "start_time", b"start_time", "state", b"state", "status_detail", b"status_detail", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arithmetic_digest", b"arithmetic_digest", "arithmetic_version", b"arithmetic_version", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "end_time", b"end_time", "etag", b"etag", "kind", b"kind", "name", b"name", "plan", b"plan", "progress", b"progress", "replay", b"replay", "result", b"result", "runs", b"runs", "spec", b"spec", "start_time", b"start_time", "state", b"state", "status_detail", b"status_detail", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainingJob: _TypeAlias = TrainingJob  # noqa: Y015
+
+@_typing.final
+class Replay(_message.Message):
+    """Steps of a training job that a job of kind VERIFY takes again. It writes no checkpoints."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    HASHED_STEPS_FIELD_NUMBER: _builtins.int
+    START_STEP_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """The training job, "jobs/ID"; it has ended, or is paused. It cannot be deleted meanwhile."""
+    step: _builtins.int
+    """The step of the checkpoint that is compared. Not given: the job's last one, or none where hashed_steps are given."""
+    start_step: _builtins.int
+    """The step after which it begins: that of the last checkpoint before all these steps, or 0, the initial weights from the seed."""
+    @_builtins.property
+    def hashed_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Steps after which the weights are hashed, whether or not anything is recorded there. At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        step: _builtins.int | None = ...,
+        hashed_steps: _abc.Iterable[_builtins.int] | None = ...,
+        start_step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "hashed_steps", b"hashed_steps", "job", b"job", "start_step", b"start_step", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+
+Global___Replay: _TypeAlias = Replay  # noqa: Y015
 
 @_typing.final
 class Plan(_message.Message):
@@ -227,6 +277,7 @@ class Plan(_message.Message):
     CHECKPOINT_BYTES_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
     FILLED_SHARDS_FIELD_NUMBER: _builtins.int
+    REPLAY_FIELD_NUMBER: _builtins.int
     training_rows: _builtins.int
     """Rows that train."""
     validation_rows: _builtins.int
@@ -249,6 +300,10 @@ class Plan(_message.Message):
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerPlan]:
         """The layers, in order."""
 
+    @_builtins.property
+    def replay(self) -> Global___Replay:
+        """What is replayed; of a job of kind VERIFY, whose other numbers are those of the job that it replays."""
+
     def __init__(
         self,
         *,
@@ -262,10 +317,11 @@ class Plan(_message.Message):
         checkpoint_bytes: _builtins.int = ...,
         layers: _abc.Iterable[Global___LayerPlan] | None = ...,
         filled_shards: _builtins.int = ...,
+        replay: Global___Replay | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["replay", b"replay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_bytes", b"checkpoint_bytes", "filled_shards", b"filled_shards", "layers", b"layers", "parameters", b"parameters", "shards", b"shards", "steps_per_epoch", b"steps_per_epoch", "total_steps", b"total_steps", "training_rows", b"training_rows", "validation_rows", b"validation_rows", "worker_memory_bytes", b"worker_memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_bytes", b"checkpoint_bytes", "filled_shards", b"filled_shards", "layers", b"layers", "parameters", b"parameters", "replay", b"replay", "shards", b"shards", "steps_per_epoch", b"steps_per_epoch", "total_steps", b"total_steps", "training_rows", b"training_rows", "validation_rows", b"validation_rows", "worker_memory_bytes", b"worker_memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -318,6 +374,7 @@ class Run(_message.Message):
     COMPUTED_ROWS_FIELD_NUMBER: _builtins.int
     END_REASON_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    RESIZABLE_FIELD_NUMBER: _builtins.int
     run_number: _builtins.int
     """1, 2, ...: the fencing number."""
     workers: _builtins.int
@@ -330,6 +387,8 @@ class Run(_message.Message):
     """Rows its workers computed, replays included."""
     end_reason: _builtins.str
     """Why it ended, in one sentence."""
+    resizable: _builtins.bool
+    """Whether its number of workers can change while it runs."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When slots were granted."""
@@ -354,10 +413,11 @@ class Run(_message.Message):
         computed_rows: _builtins.int = ...,
         end_reason: _builtins.str = ...,
         members: _abc.Iterable[Global___WorkerInfo] | None = ...,
+        resizable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_rows", b"computed_rows", "end_reason", b"end_reason", "end_time", b"end_time", "last_step", b"last_step", "members", b"members", "run_number", b"run_number", "start_step", b"start_step", "start_time", b"start_time", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_rows", b"computed_rows", "end_reason", b"end_reason", "end_time", b"end_time", "last_step", b"last_step", "members", b"members", "resizable", b"resizable", "run_number", b"run_number", "start_step", b"start_step", "start_time", b"start_time", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -432,7 +492,7 @@ class Progress(_message.Message):
     step: _builtins.int
     """The last applied step; in a gradient check, the tensors that are checked."""
     total_steps: _builtins.int
-    """Steps of the job; of a gradient check, its tensors."""
+    """Steps of the job; of a gradient check, its tensors; of a replay, its last step."""
     epoch: _builtins.int
     """The epoch of that step, from 1; 0 in a gradient check."""
     loss: _builtins.float
@@ -706,6 +766,7 @@ class Result(_message.Message):
     GRADIENT_CHECK_FIELD_NUMBER: _builtins.int
     VALIDATION_METRICS_FIELD_NUMBER: _builtins.int
     VALIDATION_CLASSES_FIELD_NUMBER: _builtins.int
+    REPLAY_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The step of the final checkpoint."""
     weights_sha256: _builtins.str
@@ -734,6 +795,10 @@ class Result(_message.Message):
     def validation_classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassMetrics]:
         """The first 1,000 classes in the last evaluation, in the order of their labels. The checkpoint's manifest.json has the counts of all."""
 
+    @_builtins.property
+    def replay(self) -> Global___ReplayResult:
+        """What a replay gave; it has no checkpoints."""
+
     def __init__(
         self,
         *,
@@ -747,10 +812,11 @@ class Result(_message.Message):
         gradient_check: Global___GradientCheckResult | None = ...,
         validation_metrics: Global___ValidationMetrics | None = ...,
         validation_classes: _abc.Iterable[Global___ClassMetrics] | None = ...,
+        replay: Global___ReplayResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "gradient_check", b"gradient_check", "loss", b"loss", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "gradient_check", b"gradient_check", "loss", b"loss", "replay", b"replay", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "checkpoints", b"checkpoints", "fingerprint", b"fingerprint", "gradient_check", b"gradient_check", "loss", b"loss", "step", b"step", "validation_accuracy", b"validation_accuracy", "validation_classes", b"validation_classes", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics", "weights_sha256", b"weights_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_validation_accuracy", b"_validation_accuracy", "_validation_loss", b"_validation_loss", "checkpoints", b"checkpoints", "fingerprint", b"fingerprint", "gradient_check", b"gradient_check", "loss", b"loss", "replay", b"replay", "step", b"step", "validation_accuracy", b"validation_accuracy", "validation_classes", b"validation_classes", "validation_loss", b"validation_loss", "validation_metrics", b"validation_metrics", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
@@ -766,6 +832,74 @@ class Result(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_loss) -> _WhichOneofReturnType__validation_loss | None: ...
 
 Global___Result: _TypeAlias = Result  # noqa: Y015
+
+@_typing.final
+class ReplayResult(_message.Message):
+    """What the steps of a replay gave."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_STEP_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    start_step: _builtins.int
+    """The step after which it began: that of a checkpoint, or 0, the initial weights. Earlier than asked where a checkpoint differed
+    and the one that the replay had begun from was to be compared, too.
+    """
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplayedStep]:
+        """The steps that were hashed, ascending."""
+
+    def __init__(
+        self,
+        *,
+        start_step: _builtins.int = ...,
+        steps: _abc.Iterable[Global___ReplayedStep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["start_step", b"start_step", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayResult: _TypeAlias = ReplayResult  # noqa: Y015
+
+@_typing.final
+class ReplayedStep(_message.Message):
+    """The state after one step of a replay, and that of the checkpoint at this step, where there is one. All hashes are SHA-256 in hex."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_SHA256_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_OPTIMIZER_SHA256_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """The step."""
+    weights_sha256: _builtins.str
+    """weights_sha256 of the replay."""
+    optimizer_sha256: _builtins.str
+    """Hash of optimizer.safetensors as the replay would write it."""
+    checkpoint_weights_sha256: _builtins.str
+    """weights_sha256 of the checkpoint's model.safetensors, computed from the file; empty without a checkpoint."""
+    checkpoint_optimizer_sha256: _builtins.str
+    """Hash of the checkpoint's optimizer.safetensors; empty without a checkpoint."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        weights_sha256: _builtins.str = ...,
+        optimizer_sha256: _builtins.str = ...,
+        checkpoint_weights_sha256: _builtins.str = ...,
+        checkpoint_optimizer_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_optimizer_sha256", b"checkpoint_optimizer_sha256", "checkpoint_weights_sha256", b"checkpoint_weights_sha256", "optimizer_sha256", b"optimizer_sha256", "step", b"step", "weights_sha256", b"weights_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayedStep: _TypeAlias = ReplayedStep  # noqa: Y015
 
 @_typing.final
 class GradientCheckResult(_message.Message):

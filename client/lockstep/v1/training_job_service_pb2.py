@@ -28,7 +28,7 @@ from lockstep.v1 import rules_pb2 as lockstep_dot_v1_dot_rules__pb2
 from lockstep.v1 import training_job_pb2 as lockstep_dot_v1_dot_training__job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&lockstep/v1/training_job_service.proto\x12\x0blockstep.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1alockstep/v1/job_spec.proto\x1a\x17lockstep/v1/rules.proto\x1a\x1elockstep/v1/training_job.proto\"\x8e\x02\n\x18\x43reateTrainingJobRequest\x12\x36\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x18.lockstep.v1.TrainingJobB\x06\x92\xdb\x18\x02\x08\x01\x12>\n\x0ftraining_job_id\x18\x02 \x01(\tB%\x92\xdb\x18!B\x1f[a-z]([a-z0-9-]{0,61}[a-z0-9])?\x12V\n\nrequest_id\x18\x03 \x01(\tBB\x92\xdb\x18>B<[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\x12\"\n\rvalidate_only\x18\x04 \x01(\x08\x42\x0b\x92\xdb\x18\x07\x62\x05\x66\x61lse\"S\n\x15GetTrainingJobRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\"\xab\x01\n\x17ListTrainingJobsRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x11\x92\xdb\x18\r)\x00\x00\x00\x00\x00\x00\x00\x00\x62\x02\x35\x30\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xdb\x18\x03H\x80\x04\x12!\n\x06\x66ilter\x18\x03 \x01(\tB\x11\x92\xdb\x18\rH\x80\x08\x62\x08\x61ll jobs\x12*\n\x08order_by\x18\x04 \x01(\tB\x18\x92\xdb\x18\x14H@b\x10\x63reate_time desc\"d\n\x18ListTrainingJobsResponse\x12/\n\rtraining_jobs\x18\x01 \x03(\x0b\x32\x18.lockstep.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x18\x44\x65leteTrainingJobRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\"V\n\x18\x43\x61ncelTrainingJobRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\"U\n\x17PauseTrainingJobRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\"\x82\x01\n\x18ResumeTrainingJobRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\x12*\n\x15\x61\x63\x63\x65pt_new_arithmetic\x18\x02 \x01(\x08\x42\x0b\x92\xdb\x18\x07\x62\x05\x66\x61lse\"\x84\x01\n\x17ScaleTrainingJobRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\x12-\n\x07workers\x18\x02 \x01(\x0b\x32\x14.lockstep.v1.WorkersB\x06\x92\xdb\x18\x02\x08\x01\"\x84\x01\n\x17WatchTrainingJobRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\x12-\n\x0c\x61\x66ter_number\x18\x02 \x01(\x04\x42\x17\x92\xdb\x18\x13\x62\x11\x30: from the first\"@\n\x18WatchTrainingJobResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.lockstep.v1.JobEvent\"P\n\x16PlanTrainingJobRequest\x12\x36\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x18.lockstep.v1.TrainingJobB\x06\x92\xdb\x18\x02\x08\x01\"\x8b\x01\n\x17PlanTrainingJobResponse\x12\"\n\x04spec\x18\x01 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\x12\x1f\n\x04plan\x18\x02 \x01(\x0b\x32\x11.lockstep.v1.Plan\x12\x19\n\x11\x61rithmetic_digest\x18\x03 \x01(\t\x12\x10\n\x08warnings\x18\x04 \x03(\t\"\x90\x01\n\x14\x44ownloadModelRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\x12\x33\n\x04step\x18\x02 \x01(\x04\x42 \x92\xdb\x18\x1c\x62\x13the last checkpointj\x05stepsH\x00\x88\x01\x01\x42\x07\n\x05_step\"[\n\x15\x44ownloadModelResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.lockstep.v1.FileHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\">\n\nFileHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t2\xde\x07\n\x12TrainingJobService\x12T\n\x11\x43reateTrainingJob\x12%.lockstep.v1.CreateTrainingJobRequest\x1a\x18.lockstep.v1.TrainingJob\x12N\n\x0eGetTrainingJob\x12\".lockstep.v1.GetTrainingJobRequest\x1a\x18.lockstep.v1.TrainingJob\x12_\n\x10ListTrainingJobs\x12$.lockstep.v1.ListTrainingJobsRequest\x1a%.lockstep.v1.ListTrainingJobsResponse\x12R\n\x11\x44\x65leteTrainingJob\x12%.lockstep.v1.DeleteTrainingJobRequest\x1a\x16.google.protobuf.Empty\x12T\n\x11\x43\x61ncelTrainingJob\x12%.lockstep.v1.CancelTrainingJobRequest\x1a\x18.lockstep.v1.TrainingJob\x12R\n\x10PauseTrainingJob\x12$.lockstep.v1.PauseTrainingJobRequest\x1a\x18.lockstep.v1.TrainingJob\x12T\n\x11ResumeTrainingJob\x12%.lockstep.v1.ResumeTrainingJobRequest\x1a\x18.lockstep.v1.TrainingJob\x12R\n\x10ScaleTrainingJob\x12$.lockstep.v1.ScaleTrainingJobRequest\x1a\x18.lockstep.v1.TrainingJob\x12\x61\n\x10WatchTrainingJob\x12$.lockstep.v1.WatchTrainingJobRequest\x1a%.lockstep.v1.WatchTrainingJobResponse0\x01\x12\\\n\x0fPlanTrainingJob\x12#.lockstep.v1.PlanTrainingJobRequest\x1a$.lockstep.v1.PlanTrainingJobResponse\x12X\n\rDownloadModel\x12!.lockstep.v1.DownloadModelRequest\x1a\".lockstep.v1.DownloadModelResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&lockstep/v1/training_job_service.proto\x12\x0blockstep.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1alockstep/v1/job_spec.proto\x1a\x17lockstep/v1/rules.proto\x1a\x1elockstep/v1/training_job.proto\"\x8e\x02\n\x18\x43reateTrainingJobRequest\x12\x36\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x18.lockstep.v1.TrainingJobB\x06\x92\xdb\x18\x02\x08\x01\x12>\n\x0ftraining_job_id\x18\x02 \x01(\tB%\x92\xdb\x18!B\x1f[a-z]([a-z0-9-]{0,61}[a-z0-9])?\x12V\n\nrequest_id\x18\x03 \x01(\tBB\x92\xdb\x18>B<[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\x12\"\n\rvalidate_only\x18\x04 \x01(\x08\x42\x0b\x92\xdb\x18\x07\x62\x05\x66\x61lse\"S\n\x15GetTrainingJobRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\"\xab\x01\n\x17ListTrainingJobsRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x11\x92\xdb\x18\r)\x00\x00\x00\x00\x00\x00\x00\x00\x62\x02\x35\x30\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xdb\x18\x03H\x80\x04\x12!\n\x06\x66ilter\x18\x03 \x01(\tB\x11\x92\xdb\x18\rH\x80\x08\x62\x08\x61ll jobs\x12*\n\x08order_by\x18\x04 \x01(\tB\x18\x92\xdb\x18\x14H@b\x10\x63reate_time desc\"d\n\x18ListTrainingJobsResponse\x12/\n\rtraining_jobs\x18\x01 \x03(\x0b\x32\x18.lockstep.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x18\x44\x65leteTrainingJobRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\"V\n\x18\x43\x61ncelTrainingJobRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\"\xc3\x01\n\x17PauseTrainingJobRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\x12V\n\nrequest_id\x18\x02 \x01(\tBB\x92\xdb\x18>B<[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\x12\x14\n\x04\x65tag\x18\x03 \x01(\tB\x06\x92\xdb\x18\x02H@\"\x97\x02\n\x18ResumeTrainingJobRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\x12*\n\x15\x61\x63\x63\x65pt_new_arithmetic\x18\x02 \x01(\x08\x42\x0b\x92\xdb\x18\x07\x62\x05\x66\x61lse\x12%\n\x07workers\x18\x03 \x01(\x0b\x32\x14.lockstep.v1.Workers\x12V\n\nrequest_id\x18\x04 \x01(\tBB\x92\xdb\x18>B<[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\x12\x14\n\x04\x65tag\x18\x05 \x01(\tB\x06\x92\xdb\x18\x02H@\"\xf2\x01\n\x17ScaleTrainingJobRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\x12-\n\x07workers\x18\x02 \x01(\x0b\x32\x14.lockstep.v1.WorkersB\x06\x92\xdb\x18\x02\x08\x01\x12V\n\nrequest_id\x18\x03 \x01(\tBB\x92\xdb\x18>B<[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\x12\x14\n\x04\x65tag\x18\x04 \x01(\tB\x06\x92\xdb\x18\x02H@\"\x84\x01\n\x17WatchTrainingJobRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\x12-\n\x0c\x61\x66ter_number\x18\x02 \x01(\x04\x42\x17\x92\xdb\x18\x13\x62\x11\x30: from the first\"@\n\x18WatchTrainingJobResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.lockstep.v1.JobEvent\"P\n\x16PlanTrainingJobRequest\x12\x36\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x18.lockstep.v1.TrainingJobB\x06\x92\xdb\x18\x02\x08\x01\"\x8b\x01\n\x17PlanTrainingJobResponse\x12\"\n\x04spec\x18\x01 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\x12\x1f\n\x04plan\x18\x02 \x01(\x0b\x32\x11.lockstep.v1.Plan\x12\x19\n\x11\x61rithmetic_digest\x18\x03 \x01(\t\x12\x10\n\x08warnings\x18\x04 \x03(\t\"\x90\x01\n\x14\x44ownloadModelRequest\x12:\n\x04name\x18\x01 \x01(\tB,\x92\xdb\x18(\x08\x01\x42$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?\x12\x33\n\x04step\x18\x02 \x01(\x04\x42 \x92\xdb\x18\x1c\x62\x13the last checkpointj\x05stepsH\x00\x88\x01\x01\x42\x07\n\x05_step\"[\n\x15\x44ownloadModelResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.lockstep.v1.FileHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\">\n\nFileHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t2\xde\x07\n\x12TrainingJobService\x12T\n\x11\x43reateTrainingJob\x12%.lockstep.v1.CreateTrainingJobRequest\x1a\x18.lockstep.v1.TrainingJob\x12N\n\x0eGetTrainingJob\x12\".lockstep.v1.GetTrainingJobRequest\x1a\x18.lockstep.v1.TrainingJob\x12_\n\x10ListTrainingJobs\x12$.lockstep.v1.ListTrainingJobsRequest\x1a%.lockstep.v1.ListTrainingJobsResponse\x12R\n\x11\x44\x65leteTrainingJob\x12%.lockstep.v1.DeleteTrainingJobRequest\x1a\x16.google.protobuf.Empty\x12T\n\x11\x43\x61ncelTrainingJob\x12%.lockstep.v1.CancelTrainingJobRequest\x1a\x18.lockstep.v1.TrainingJob\x12R\n\x10PauseTrainingJob\x12$.lockstep.v1.PauseTrainingJobRequest\x1a\x18.lockstep.v1.TrainingJob\x12T\n\x11ResumeTrainingJob\x12%.lockstep.v1.ResumeTrainingJobRequest\x1a\x18.lockstep.v1.TrainingJob\x12R\n\x10ScaleTrainingJob\x12$.lockstep.v1.ScaleTrainingJobRequest\x1a\x18.lockstep.v1.TrainingJob\x12\x61\n\x10WatchTrainingJob\x12$.lockstep.v1.WatchTrainingJobRequest\x1a%.lockstep.v1.WatchTrainingJobResponse0\x01\x12\\\n\x0fPlanTrainingJob\x12#.lockstep.v1.PlanTrainingJobRequest\x1a$.lockstep.v1.PlanTrainingJobResponse\x12X\n\rDownloadModel\x12!.lockstep.v1.DownloadModelRequest\x1a\".lockstep.v1.DownloadModelResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,14 +59,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELTRAININGJOBREQUEST'].fields_by_name['name']._serialized_options = b'\222\333\030(\010\001B$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?'
   _globals['_PAUSETRAININGJOBREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_PAUSETRAININGJOBREQUEST'].fields_by_name['name']._serialized_options = b'\222\333\030(\010\001B$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?'
+  _globals['_PAUSETRAININGJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_PAUSETRAININGJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\222\333\030>B<[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}'
+  _globals['_PAUSETRAININGJOBREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_PAUSETRAININGJOBREQUEST'].fields_by_name['etag']._serialized_options = b'\222\333\030\002H@'
   _globals['_RESUMETRAININGJOBREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_RESUMETRAININGJOBREQUEST'].fields_by_name['name']._serialized_options = b'\222\333\030(\010\001B$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?'
   _globals['_RESUMETRAININGJOBREQUEST'].fields_by_name['accept_new_arithmetic']._loaded_options = None
   _globals['_RESUMETRAININGJOBREQUEST'].fields_by_name['accept_new_arithmetic']._serialized_options = b'\222\333\030\007b\005false'
+  _globals['_RESUMETRAININGJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_RESUMETRAININGJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\222\333\030>B<[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}'
+  _globals['_RESUMETRAININGJOBREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_RESUMETRAININGJOBREQUEST'].fields_by_name['etag']._serialized_options = b'\222\333\030\002H@'
   _globals['_SCALETRAININGJOBREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_SCALETRAININGJOBREQUEST'].fields_by_name['name']._serialized_options = b'\222\333\030(\010\001B$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?'
   _globals['_SCALETRAININGJOBREQUEST'].fields_by_name['workers']._loaded_options = None
   _globals['_SCALETRAININGJOBREQUEST'].fields_by_name['workers']._serialized_options = b'\222\333\030\002\010\001'
+  _globals['_SCALETRAININGJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_SCALETRAININGJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\222\333\030>B<[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}'
+  _globals['_SCALETRAININGJOBREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_SCALETRAININGJOBREQUEST'].fields_by_name['etag']._serialized_options = b'\222\333\030\002H@'
   _globals['_WATCHTRAININGJOBREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_WATCHTRAININGJOBREQUEST'].fields_by_name['name']._serialized_options = b'\222\333\030(\010\001B$jobs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?'
   _globals['_WATCHTRAININGJOBREQUEST'].fields_by_name['after_number']._loaded_options = None
@@ -89,26 +101,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETETRAININGJOBREQUEST']._serialized_end=889
   _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=891
   _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=977
-  _globals['_PAUSETRAININGJOBREQUEST']._serialized_start=979
-  _globals['_PAUSETRAININGJOBREQUEST']._serialized_end=1064
-  _globals['_RESUMETRAININGJOBREQUEST']._serialized_start=1067
-  _globals['_RESUMETRAININGJOBREQUEST']._serialized_end=1197
-  _globals['_SCALETRAININGJOBREQUEST']._serialized_start=1200
-  _globals['_SCALETRAININGJOBREQUEST']._serialized_end=1332
-  _globals['_WATCHTRAININGJOBREQUEST']._serialized_start=1335
-  _globals['_WATCHTRAININGJOBREQUEST']._serialized_end=1467
-  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_start=1469
-  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_end=1533
-  _globals['_PLANTRAININGJOBREQUEST']._serialized_start=1535
-  _globals['_PLANTRAININGJOBREQUEST']._serialized_end=1615
-  _globals['_PLANTRAININGJOBRESPONSE']._serialized_start=1618
-  _globals['_PLANTRAININGJOBRESPONSE']._serialized_end=1757
-  _globals['_DOWNLOADMODELREQUEST']._serialized_start=1760
-  _globals['_DOWNLOADMODELREQUEST']._serialized_end=1904
-  _globals['_DOWNLOADMODELRESPONSE']._serialized_start=1906
-  _globals['_DOWNLOADMODELRESPONSE']._serialized_end=1997
-  _globals['_FILEHEADER']._serialized_start=1999
-  _globals['_FILEHEADER']._serialized_end=2061
-  _globals['_TRAININGJOBSERVICE']._serialized_start=2064
-  _globals['_TRAININGJOBSERVICE']._serialized_end=3054
+  _globals['_PAUSETRAININGJOBREQUEST']._serialized_start=980
+  _globals['_PAUSETRAININGJOBREQUEST']._serialized_end=1175
+  _globals['_RESUMETRAININGJOBREQUEST']._serialized_start=1178
+  _globals['_RESUMETRAININGJOBREQUEST']._serialized_end=1457
+  _globals['_SCALETRAININGJOBREQUEST']._serialized_start=1460
+  _globals['_SCALETRAININGJOBREQUEST']._serialized_end=1702
+  _globals['_WATCHTRAININGJOBREQUEST']._serialized_start=1705
+  _globals['_WATCHTRAININGJOBREQUEST']._serialized_end=1837
+  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_start=1839
+  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_end=1903
+  _globals['_PLANTRAININGJOBREQUEST']._serialized_start=1905
+  _globals['_PLANTRAININGJOBREQUEST']._serialized_end=1985
+  _globals['_PLANTRAININGJOBRESPONSE']._serialized_start=1988
+  _globals['_PLANTRAININGJOBRESPONSE']._serialized_end=2127
+  _globals['_DOWNLOADMODELREQUEST']._serialized_start=2130
+  _globals['_DOWNLOADMODELREQUEST']._serialized_end=2274
+  _globals['_DOWNLOADMODELRESPONSE']._serialized_start=2276
+  _globals['_DOWNLOADMODELRESPONSE']._serialized_end=2367
+  _globals['_FILEHEADER']._serialized_start=2369
+  _globals['_FILEHEADER']._serialized_end=2431
+  _globals['_TRAININGJOBSERVICE']._serialized_start=2434
+  _globals['_TRAININGJOBSERVICE']._serialized_end=3424
 # @@protoc_insertion_point(module_scope)

@@ -195,16 +195,26 @@ class PauseTrainingJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"jobs/ID"."""
+    request_id: _builtins.str
+    """A UUID4 of the caller's. The same request again with it changes nothing more; another body with it is INVALID_ARGUMENT. Kept
+    for 24 hours.
+    """
+    etag: _builtins.str
+    """The etag of the job as the caller saw it; where somebody has steered it since, the call is ABORTED. Not given: whatever was done."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -218,19 +228,35 @@ class ResumeTrainingJobRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     ACCEPT_NEW_ARITHMETIC_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"jobs/ID"."""
     accept_new_arithmetic: _builtins.bool
     """Go on although this server computes with another version of the arithmetic; the seam is recorded."""
+    request_id: _builtins.str
+    """A UUID4 of the caller's. The same request again with it changes nothing more; another body with it is INVALID_ARGUMENT. Kept
+    for 24 hours.
+    """
+    etag: _builtins.str
+    """The etag of the job as the caller saw it; where somebody has steered it since, the call is ABORTED. Not given: whatever was done."""
+    @_builtins.property
+    def workers(self) -> _job_spec_pb2.Workers:
+        """New bounds of its workers, as with Scale; not given: as they were."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         accept_new_arithmetic: _builtins.bool = ...,
+        workers: _job_spec_pb2.Workers | None = ...,
+        request_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["workers", b"workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_new_arithmetic", b"accept_new_arithmetic", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_new_arithmetic", b"accept_new_arithmetic", "etag", b"etag", "name", b"name", "request_id", b"request_id", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -244,21 +270,31 @@ class ScaleTrainingJobRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"jobs/ID"."""
+    request_id: _builtins.str
+    """A UUID4 of the caller's. The same request again with it changes nothing more; another body with it is INVALID_ARGUMENT. Kept
+    for 24 hours.
+    """
+    etag: _builtins.str
+    """The etag of the job as the caller saw it; where somebody has steered it since, the call is ABORTED. Not given: whatever was done."""
     @_builtins.property
     def workers(self) -> _job_spec_pb2.Workers:
-        """The new bounds."""
+        """The new bounds; one that is not given stays as it is. They never change the weights."""
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         workers: _job_spec_pb2.Workers | None = ...,
+        request_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["workers", b"workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -134,21 +134,23 @@ class TrainingJobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseTrainingJob(self, request, context):
-        """Asks for a rest at the next stretch's end.
+        """Asks for a rest: the stretch under way ends, a checkpoint is written, and the slots are given back. A job without a run rests at
+        once; a second call on a job that is pausing, or has, changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeTrainingJob(self, request, context):
-        """Puts a paused job back into the queue.
+        """Puts a paused job back into the queue, at its end. It goes on from its last checkpoint, bit for bit, on any number of workers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ScaleTrainingJob(self, request, context):
-        """Changes how many workers a job may have.
+        """Changes how many workers a job may have, whether it runs, waits or is paused; checked as at submission. status_detail says when
+        that is not so at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

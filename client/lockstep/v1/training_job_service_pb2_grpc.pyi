@@ -46,11 +46,15 @@ class TrainingJobServiceStub:
     CancelTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_job_service_pb2.CancelTrainingJobRequest, _training_job_pb2.TrainingJob]
     """Asks for an end. A second call on a job that is being cancelled, or was, changes nothing."""
     PauseTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_job_service_pb2.PauseTrainingJobRequest, _training_job_pb2.TrainingJob]
-    """Asks for a rest at the next stretch's end."""
+    """Asks for a rest: the stretch under way ends, a checkpoint is written, and the slots are given back. A job without a run rests at
+    once; a second call on a job that is pausing, or has, changes nothing.
+    """
     ResumeTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_job_service_pb2.ResumeTrainingJobRequest, _training_job_pb2.TrainingJob]
-    """Puts a paused job back into the queue."""
+    """Puts a paused job back into the queue, at its end. It goes on from its last checkpoint, bit for bit, on any number of workers."""
     ScaleTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_job_service_pb2.ScaleTrainingJobRequest, _training_job_pb2.TrainingJob]
-    """Changes how many workers a job may have."""
+    """Changes how many workers a job may have, whether it runs, waits or is paused; checked as at submission. status_detail says when
+    that is not so at once.
+    """
     WatchTrainingJob: _grpc.UnaryStreamMultiCallable[_training_job_service_pb2.WatchTrainingJobRequest, _training_job_service_pb2.WatchTrainingJobResponse]
     """Streams the events of a job from a number on, until the job's end."""
     PlanTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_job_service_pb2.PlanTrainingJobRequest, _training_job_service_pb2.PlanTrainingJobResponse]
@@ -74,11 +78,15 @@ class TrainingJobServiceAsyncStub(TrainingJobServiceStub):
     CancelTrainingJob: _aio.UnaryUnaryMultiCallable[_training_job_service_pb2.CancelTrainingJobRequest, _training_job_pb2.TrainingJob]  # type: ignore[assignment]
     """Asks for an end. A second call on a job that is being cancelled, or was, changes nothing."""
     PauseTrainingJob: _aio.UnaryUnaryMultiCallable[_training_job_service_pb2.PauseTrainingJobRequest, _training_job_pb2.TrainingJob]  # type: ignore[assignment]
-    """Asks for a rest at the next stretch's end."""
+    """Asks for a rest: the stretch under way ends, a checkpoint is written, and the slots are given back. A job without a run rests at
+    once; a second call on a job that is pausing, or has, changes nothing.
+    """
     ResumeTrainingJob: _aio.UnaryUnaryMultiCallable[_training_job_service_pb2.ResumeTrainingJobRequest, _training_job_pb2.TrainingJob]  # type: ignore[assignment]
-    """Puts a paused job back into the queue."""
+    """Puts a paused job back into the queue, at its end. It goes on from its last checkpoint, bit for bit, on any number of workers."""
     ScaleTrainingJob: _aio.UnaryUnaryMultiCallable[_training_job_service_pb2.ScaleTrainingJobRequest, _training_job_pb2.TrainingJob]  # type: ignore[assignment]
-    """Changes how many workers a job may have."""
+    """Changes how many workers a job may have, whether it runs, waits or is paused; checked as at submission. status_detail says when
+    that is not so at once.
+    """
     WatchTrainingJob: _aio.UnaryStreamMultiCallable[_training_job_service_pb2.WatchTrainingJobRequest, _training_job_service_pb2.WatchTrainingJobResponse]  # type: ignore[assignment]
     """Streams the events of a job from a number on, until the job's end."""
     PlanTrainingJob: _aio.UnaryUnaryMultiCallable[_training_job_service_pb2.PlanTrainingJobRequest, _training_job_service_pb2.PlanTrainingJobResponse]  # type: ignore[assignment]
@@ -135,7 +143,9 @@ class TrainingJobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_job_service_pb2.PauseTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_job_pb2.TrainingJob, _abc.Awaitable[_training_job_pb2.TrainingJob]]:
-        """Asks for a rest at the next stretch's end."""
+        """Asks for a rest: the stretch under way ends, a checkpoint is written, and the slots are given back. A job without a run rests at
+        once; a second call on a job that is pausing, or has, changes nothing.
+        """
 
     @_abc_1.abstractmethod
     def ResumeTrainingJob(
@@ -143,7 +153,7 @@ class TrainingJobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_job_service_pb2.ResumeTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_job_pb2.TrainingJob, _abc.Awaitable[_training_job_pb2.TrainingJob]]:
-        """Puts a paused job back into the queue."""
+        """Puts a paused job back into the queue, at its end. It goes on from its last checkpoint, bit for bit, on any number of workers."""
 
     @_abc_1.abstractmethod
     def ScaleTrainingJob(
@@ -151,7 +161,9 @@ class TrainingJobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_job_service_pb2.ScaleTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_job_pb2.TrainingJob, _abc.Awaitable[_training_job_pb2.TrainingJob]]:
-        """Changes how many workers a job may have."""
+        """Changes how many workers a job may have, whether it runs, waits or is paused; checked as at submission. status_detail says when
+        that is not so at once.
+        """
 
     @_abc_1.abstractmethod
     def WatchTrainingJob(

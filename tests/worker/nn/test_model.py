@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lockstep.contract.errors import UserError
+from tests.worker.nn.allocations import peak_bytes
 from tests.worker.nn.networks import CROSS_ENTROPY, SQUARES, dense_net, draw_stack
 from worker.nn.layers import Dense, Relu
 from worker.nn.layers.transpose import Transpose
@@ -105,17 +105,13 @@ def test_no_array_is_allocated_in_a_step_after_the_first(loss: LossRecord, combi
     stacks = [draw_stack(rng, shards, rows, (80,), 5, loss) for shards, rows in ((3, 65), (2, 64))]
     for _ in range(3):
         net.loss_and_gradient(stacks, combine)
-    tracemalloc.start()
-    try:
-        net.loss_and_gradient(stacks, combine)
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
+
+    def five_times() -> None:
         for _ in range(5):
             net.loss_and_gradient(stacks, combine)
-        # Views and numbers come and go; the smallest activation would take 5 * 64 * 4 bytes, the others 50 KiB.
-        assert tracemalloc.get_traced_memory()[1] - before < 6000
-    finally:
-        tracemalloc.stop()
+
+    # Views and numbers come and go; the smallest activation would take 5 * 64 * 4 bytes, the others 50 KiB.
+    assert peak_bytes(five_times) < 6000
 
 
 def test_few_buffer_layouts_are_kept() -> None:

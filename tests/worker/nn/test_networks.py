@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lockstep.contract.errors import UserError
+from tests.worker.nn.allocations import peak_bytes
 from tests.worker.nn.networks import CROSS_ENTROPY, draw_stack
 from worker.nn.gradient_check import check_gradients
 from worker.nn.model import Model
@@ -145,11 +145,7 @@ def test_a_step_allocates_nothing_after_the_first(name: str) -> None:
     streams = Streams(0, 1, 0)
     for _ in range(2):
         model.loss_and_gradient([stack], streams=streams)
-    tracemalloc.start()
-    model.loss_and_gradient([stack], streams=streams)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 8192
+    assert peak_bytes(lambda: model.loss_and_gradient([stack], streams=streams)) < 8192
 
 
 def test_layers_inside_have_names_places_and_numbers() -> None:

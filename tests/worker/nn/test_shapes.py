@@ -130,15 +130,8 @@ def test_memory_grows_with_what_it_holds() -> None:
     assert least < memory([1280, 10])
     assert least < memory([128, 10], batch_size=4096)
     assert least < memory([128, 10], optimizer_states=2)
-    # Parameters, gradients and velocity of the largest net of the benchmarks are the least that it can be.
-    assert (
-        worker_memory_bytes(
-            dense_net([2048, 2048, 2048, 10], inputs=(784,)),
-            CROSS_ENTROPY,
-            batch_size=512,
-            shards=8,
-            workers=1,
-            optimizer_states=1,
-        )
-        > 3 * 4 * 10_000_000
-    )
+    # Parameters, gradients and velocity of the largest net of the benchmarks are the least that it can be. The sums of its
+    # weights' gradients wait in tiles: with a copy for each shard it would be 650 MiB.
+    largest = dense_net([2048, 2048, 2048, 10], inputs=(784,))
+    sizes = {"batch_size": 512, "shards": 8, "workers": 1, "optimizer_states": 1}
+    assert 3 * 4 * 10_000_000 < worker_memory_bytes(largest, CROSS_ENTROPY, **sizes) < 480 << 20

@@ -57,7 +57,7 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr("worker.nn.combination.BLOCK_FLOATS", 200)
         monkeypatch.setattr("worker.nn.tiles.BLOCK_FLOATS", 200)
         monkeypatch.setattr("worker.nn.tiles.TILE_FLOATS", request.param)
-        monkeypatch.setattr("worker.nn.tiles.ROWS", 8)
+        monkeypatch.setattr("worker.nn.tiles.TILE_ROWS", 8)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

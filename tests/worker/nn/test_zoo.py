@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lockstep.contract.arithmetic import shard_rows
+from tests.worker.nn.allocations import peak_bytes
 from tests.worker.nn.test_stacks import bits, node, shifted, subtrees
 from tests.worker.nn.zoo import ZOO, Animal
 from worker.nn.gradient_check import check_gradients
@@ -89,10 +90,7 @@ def test_a_step_allocates_nothing_after_the_first(name: str, shards: int, rows: 
     stack, model, streams = animal.draw(np.random.default_rng(1), shards, rows), animal.model(), Streams(0, 1, 0)
     for _ in range(2):
         model.loss_and_gradient([stack], streams=streams)
-    tracemalloc.start()
-    model.loss_and_gradient([stack], streams=streams)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    peak = peak_bytes(lambda: model.loss_and_gradient([stack], streams=streams))
     assert peak < 8192 + (65536 if "dropout" in str(animal.layers) else 0)
 
 

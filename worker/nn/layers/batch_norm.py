@@ -10,6 +10,7 @@ import numpy as np
 
 from worker.nn.layers.layer import Layer, Setting
 from worker.nn.layers.pieces import PIECE_FLOATS, cuts, shard_groups
+from worker.nn.layers.relu import bits_of, let_through
 from worker.nn.parameters import Array
 from worker.nn.streams import Streams
 from worker.specs import BatchNormRecord, ReluRecord
@@ -133,9 +134,8 @@ class BatchNorm(Layer):
         self.backward_scratch = memory.backward_scratch(self.largest)
         self.t_SC, self.a_SC, self.b_SC = memory.backward_scratch((3, self.most, self.channels))
         if self.rectified:
-            # Seen as integers of the same width, y is 0 where the rectifier was closed and above 0 where it was open.
-            self.integers = np.dtype(f"i{setting.dtype.itemsize}")
-            self.open_most = memory.constant(self.largest, 1, self.integers)
+            self.integers = bits_of(setting.dtype)
+            self.ones = memory.constant(self.largest, 1, self.integers)
             self.y_bits = self.y_SPCR.view(self.integers)
             self.scratch_bits = self.backward_scratch.view(self.integers)
         if not setting.needs_input_gradient:
@@ -229,15 +229,14 @@ class BatchNorm(Layer):
         """The gradients of scale and shift; returns dy behind the rectifier."""
         count, at, bits = group.count, group.shards, self.integers if self.rectified else None
         centred, db_sums, dw_sums = self.centred[at], self.backward_sums[0, :count], self.backward_sums[1, :count]
-        let_through = self.dx_SPCR[at] if self.rectified and self.setting.needs_input_gradient else dy
+        open_dy = self.dx_SPCR[at] if self.rectified and self.setting.needs_input_gradient else dy
         for piece in group.pieces:
             within = piece.within
             t, dy_piece = self.backward_scratch[within], dy[piece.at]
             if bits is not None:
-                # An integer product with 0 or 1 keeps or clears the bits of dy.
-                is_open = np.minimum(self.y_bits[at][piece.at], self.open_most[within], out=self.scratch_bits[within])
-                kept = let_through[piece.at] if self.setting.needs_input_gradient else self._own_scratch()[within]
-                np.multiply(dy_piece.view(bits), is_open, out=kept.view(bits))
+                kept = open_dy[piece.at] if self.setting.needs_input_gradient else self._own_scratch()[within]
+                y_bits, ones, room = self.y_bits[at][piece.at], self.ones[within], self.scratch_bits[within]
+                let_through(dy_piece.view(bits), y_bits, ones, room, kept.view(bits))
                 dy_piece = kept
             self._sum_rows(dy_piece, db_sums[piece.at])
             np.multiply(dy_piece, centred[piece.at], out=t)
@@ -246,7 +245,7 @@ class BatchNorm(Layer):
         np.add.reduce(db_sums, axis=1, out=self.db_own_SC[at])
         np.add.reduce(dw_sums, axis=1, out=dw_SC)
         np.multiply(dw_SC, self.r_SC[at], out=dw_SC)
-        return let_through
+        return open_dy
 
     def _own_scratch(self) -> Array:
         assert self.dy_scratch is not None

@@ -10,6 +10,7 @@ from worker.nn.layers import paired, winograd
 from worker.nn.layers.depthwise import Depthwise
 from worker.nn.layers.layer import Layer, Setting
 from worker.nn.layers.products import Products
+from worker.nn.layers.relu import bits_of, let_through
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import Windows, windows
 from worker.nn.streams import Streams
@@ -94,8 +95,7 @@ class Convolution(Layer):
         setting, memory = self.setting, self.setting.memory
         assert setting.gradients is not None
         if self.rectified:
-            # Seen as integers of the same width, y is 0 where the rectifier was closed and above 0 where it was open.
-            integers = np.dtype(f"i{setting.dtype.itemsize}")
+            integers = bits_of(setting.dtype)
             kept = dy if setting.may_overwrite_gradient else memory.backward_scratch(self.output_shape)
             self.open = memory.backward_scratch((min(self.piece, dy.size),), integers)
             self.ones = memory.constant(self.open.shape, 1, integers)
@@ -136,9 +136,7 @@ class Convolution(Layer):
     def backward(self, dy: Array) -> Array:
         if self.rectified:
             for y, given, kept in self.rectifying:
-                # An integer product with 0 or 1 keeps or clears the bits of dy.
-                is_open = np.minimum(y, self.ones[: y.size], out=self.open[: y.size])
-                np.multiply(given, is_open, out=kept)
+                let_through(given, y, self.ones[: y.size], self.open[: y.size], kept)
         if self.db_SC is not None:
             np.add.reduce(self.dy_SPN, axis=1, out=self.sum_SN)
             np.matmul(self.sum_SCR, self.ones_R, out=self.db_SC)

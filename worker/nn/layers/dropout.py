@@ -10,7 +10,7 @@ import numpy as np
 from worker.nn.layers.layer import Layer, Layout, Setting
 from worker.nn.parameters import Array
 from worker.nn.streams import Streams
-from worker.randomness import BLOCK_WORDS, Purpose
+from worker.randomness import BLOCK_WORDS, Purpose, Stream
 from worker.specs import DropoutRecord
 
 
@@ -57,10 +57,13 @@ class Dropout(Layer):
     def _draw(self, mask: Array, streams: Streams, shard: int) -> None:
         stream = streams.stream(Purpose.DROPOUT, self.setting.shapes.number, shard)
         for first in range(0, len(mask), BLOCK_WORDS):
-            part = mask[first : first + BLOCK_WORDS]
-            words = stream.words(len(part))
-            np.right_shift(words, np.uint64(40), out=words)
-            np.greater_equal(words, self.least, out=part)
+            self._draw_block(mask[first : first + BLOCK_WORDS], stream)
+
+    def _draw_block(self, mask: Array, stream: Stream) -> None:
+        # On its own, so that a block's words are given back before the next are drawn.
+        words = stream.words(len(mask))
+        np.right_shift(words, np.uint64(40), out=words)
+        np.greater_equal(words, self.least, out=mask)
 
     def backward(self, dy: Array) -> Array:
         np.multiply(dy.reshape(self.mask.shape), self.mask, out=self.dx.reshape(self.mask.shape))

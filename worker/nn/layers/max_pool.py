@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol, final
 import numpy as np
 
 from worker.nn.layers.layer import Layer, Setting
+from worker.nn.layers.relu import bits_of, let_through
 from worker.nn.layers.windows import Tap, Tile, add_to, merged, tiles
 from worker.nn.parameters import Array
 from worker.nn.shapes.convolution import Windows, windows
@@ -89,7 +90,7 @@ class _Rectifier:
 
     def __init__(self, setting: Setting, largest: int) -> None:
         self.present = isinstance(setting.activation, ReluRecord)
-        self.integers = np.dtype(f"i{setting.dtype.itemsize}")
+        self.integers = bits_of(setting.dtype)
         if self.present:
             self.zeros = setting.memory.constant((largest,), 0)
             self.ones = setting.memory.constant((largest,), 1, self.integers)
@@ -100,12 +101,11 @@ class _Rectifier:
             np.maximum(y, self.zeros[: y.size], out=y)
 
     def let_through(self, dy_bits: Array, y_bits: Array, room: Array) -> Array:
-        """dy where y is above 0, else 0: y is 0 where the rectifier was closed. An integer product with 0 or 1 keeps or clears
-        the bits of dy."""
+        """dy where the rectifier was open, else 0, in `room`; dy itself where there is none."""
         if not self.present:
             return dy_bits
-        np.minimum(y_bits, self.ones[: y_bits.size], out=room)
-        return np.multiply(dy_bits, room, out=room)
+        let_through(dy_bits, y_bits, self.ones[: y_bits.size], room, room)
+        return room
 
 
 @final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -13,6 +13,21 @@ from worker.specs import ReluRecord
 
 # Numbers that are worked on at a time, so that the constants beside them stay in the cache.
 PIECE = 1 << 15
+
+
+def bits_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The integers of the same width."""
+    return np.dtype(f"i{dtype.itemsize}")
+
+
+def let_through(dy_bits: Array, y_bits: Array, ones: Array, room: Array, dx_bits: Array) -> None:
+    """dx = dy where y is above 0, else 0, all of one shape and seen as integers; `room` and dx may be y and dy.
+
+    As an integer, y is 0 where the rectifier was closed and above 0 where it was open; a product with 0 or 1 clears or keeps
+    the bits of dy.
+    """
+    np.minimum(y_bits, ones, out=room)
+    np.multiply(dy_bits, room, out=dx_bits)
 
 
 @final
@@ -40,13 +55,11 @@ class Relu(Layer):
         return None
 
     def prepare_backward(self, dy: Array) -> Array:
-        # Seen as integers of the same width, y is 0 where the rectifier was closed and above 0 where it was open.
-        self.integers = np.dtype(f"i{self.setting.dtype.itemsize}")
-        self.y_bits = self.y.view(self.integers)
-        self.ones = self.setting.memory.constant(self.piece, 1, self.integers)
-        self.open = self.setting.memory.backward_scratch(self.piece if self.parts else (0,), self.integers)
+        integers = bits_of(self.setting.dtype)
+        self.ones = self.setting.memory.constant(self.piece, 1, integers)
+        self.open = self.setting.memory.backward_scratch(self.piece if self.parts else (0,), integers)
         self.dx = self.room_for_input_gradient(dy)
-        self.dy_bits, self.dx_bits = dy.view(self.integers), self.dx.view(self.integers)
+        self.y_bits, self.dy_bits, self.dx_bits = (a.view(integers) for a in (self.y, dy, self.dx))
         return self.dx
 
     def forward(self, x: Array, streams: Streams | None) -> Array:
@@ -60,14 +73,12 @@ class Relu(Layer):
         return self.y
 
     def backward(self, dy: Array) -> Array:
-        # An integer product with 0 or 1 keeps or clears the bits of dy; y is not needed any more.
         if not self.parts:
-            open_or_closed = np.minimum(self.y_bits, self.ones, out=self.y_bits)
-            np.multiply(self.dy_bits, open_or_closed, out=self.dx_bits)
+            # y is not needed any more.
+            let_through(self.dy_bits, self.y_bits, self.ones, self.y_bits, self.dx_bits)
             return self.dx
         bits, given, dx = self.y_bits.reshape(-1), self.dy_bits.reshape(-1), self.dx_bits.reshape(-1)
         for part in self.parts:
             own = bits[part]
-            open_or_closed = np.minimum(own, self.ones[: own.size], out=self.open[: own.size])
-            np.multiply(given[part], open_or_closed, out=dx[part])
+            let_through(given[part], own, self.ones[: own.size], self.open[: own.size], dx[part])
         return self.dx

@@ -16,6 +16,12 @@ ALIGNMENT_FLOATS = 16
 # Sums and updates run over blocks of so many floats: they stay in the second-level cache, and the calls cost little beside.
 BLOCK_FLOATS = 65536
 
+# The gradient of a large dense weight is summed in tiles of so many floats: a few lie in the third-level cache together.
+TILE_FLOATS = 1 << 20
+
+# Rows of a tile come in multiples of the products' own tiles, and are never few: each product packs all of its other side.
+TILE_ROWS = 64
+
 # Floats of a block of a norm; one begins at each tensor and every so many floats in it. BLOCK_FLOATS is a multiple.
 NORM_BLOCK = 4096
 

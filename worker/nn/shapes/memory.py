@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from lockstep.contract.arithmetic import EVALUATION_BLOCK_ROWS, shard_rows
-from worker.nn.shapes.layout import BLOCK_FLOATS, aligned, parameter_layout
+from worker.nn.shapes.layout import BLOCK_FLOATS, TILE_FLOATS, TILE_ROWS, aligned, layout_of
 from worker.nn.shapes.network import layer_shapes
 from worker.nn.shapes.shape import LayerShapes, Shape, flattened
-from worker.specs import Architecture, Conv1dRecord, Conv2dRecord, LossRecord, SoftmaxCrossEntropyRecord
+from worker.specs import Architecture, Conv1dRecord, Conv2dRecord, DenseRecord, LossRecord, SoftmaxCrossEntropyRecord
 
 # What a worker's process holds before it has a model: Python, NumPy and the stubs.
 PROCESS_BYTES = 96 << 20
@@ -32,14 +32,14 @@ def worker_memory_bytes(
     """
     chain = layer_shapes(architecture)
     layers = list(flattened(chain))
-    size = parameter_layout(architecture).size
+    size = layout_of(chain).size
     own_shards = max((rank + 1) * shards // workers - rank * shards // workers for rank in range(workers))
     rows_of_shards = [end - first for first, end in shard_rows(batch_size, shards, architecture.least_shard_rows)]
     rows = own_shards * rows_of_shards[0]
     subtrees = min(own_shards, max(1, 2 * (own_shards.bit_length() - 1))) if workers > 1 else 1
     vectors = size * (1 + subtrees) + optimizer_states * (size // workers + BLOCK_FLOATS)
-    largest = max(sum(aligned(math.prod(t.shape)) for t in layer.tensors.values()) for layer in layers)
-    stack = own_shards * max(largest, min(size, BLOCK_FLOATS))
+    stack = own_shards * max(min(size, BLOCK_FLOATS), *(_stacked(layer) for layer in layers))
+    stack += (own_shards - 1).bit_length() * max(_tile(layer) for layer in layers)
     # Rows as they are gathered, and with the rows last.
     per_row = 2 * math.prod(architecture.input_shape) + _loss_numbers(loss, chain[-1].output_shape)
     per_row += sum(3 * math.prod(layer.output_shape) + layer.kept for layer in layers)
@@ -48,6 +48,20 @@ def worker_memory_bytes(
     # Twice: the short batch of an epoch has buffers of its own.
     floats = vectors + 2 * (stack + filters) + (2 * rows + EVALUATION_BLOCK_ROWS) * per_row + SCRATCH_FLOATS
     return PROCESS_BYTES + 4 * floats
+
+
+def _stacked(layer: LayerShapes) -> int:
+    """Floats of a layer's gradients that each shard has its own copy of."""
+    tiled = {"weight"} if _tile(layer) else set()
+    return sum(aligned(math.prod(tensor.shape)) for name, tensor in layer.tensors.items() if name not in tiled)
+
+
+def _tile(layer: LayerShapes) -> int:
+    """Floats of a tile of a layer's weight; 0 where its gradient is not summed by tiles."""
+    if not isinstance(layer.record, DenseRecord):
+        return 0
+    inputs, units = layer.tensors["weight"].shape
+    return min(inputs * units, max(TILE_FLOATS, TILE_ROWS * inputs)) if inputs * units > BLOCK_FLOATS else 0
 
 
 def _loss_numbers(loss: LossRecord, output: Shape) -> int:

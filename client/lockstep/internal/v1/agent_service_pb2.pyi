@@ -315,7 +315,7 @@ class RunWish(_message.Message):
     """What is wanted now."""
     @_builtins.property
     def order(self) -> Global___RunOrder:
-        """The order; a coordinator is started with it."""
+        """The order; a coordinator is started with it, and only `workers` and `spec.workers` change afterwards."""
 
     def __init__(
         self,
@@ -361,7 +361,9 @@ class RunOrder(_message.Message):
     arithmetic_version: _builtins.int
     """The version of the arithmetic."""
     workers: _builtins.int
-    """Worker slots granted."""
+    """Worker slots that it may use. A later wish may bring another number, for its workers after the stretch under way: slots that are not
+    wished any more go to others once RunStarted has named no more workers.
+    """
     fingerprint: _builtins.str
     """The fingerprint on which the job began; empty before its first checkpoint."""
     furthest_step: _builtins.int
@@ -484,10 +486,15 @@ class RunStarted(_message.Message):
     MEMBERS_FIELD_NUMBER: _builtins.int
     START_STEP_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    RESIZABLE_FIELD_NUMBER: _builtins.int
     start_step: _builtins.int
     """The step after which they begin."""
     fingerprint: _builtins.str
     """The fingerprint they share."""
+    resizable: _builtins.bool
+    """Whether the run forms its group anew, at a stretch's end, when RunOrder.workers changes. One that does not is given no more slots, and
+    keeps those it has.
+    """
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[_training_job_pb2.WorkerInfo]:
         """The workers."""
@@ -498,10 +505,11 @@ class RunStarted(_message.Message):
         members: _abc.Iterable[_training_job_pb2.WorkerInfo] | None = ...,
         start_step: _builtins.int = ...,
         fingerprint: _builtins.str = ...,
+        resizable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "members", b"members", "start_step", b"start_step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "members", b"members", "resizable", b"resizable", "start_step", b"start_step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

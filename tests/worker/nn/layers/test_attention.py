@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from lockstep.contract.errors import UserError
 from lockstep.v1.model_pb2 import Attention, Layer, ModelSpec
 from tests.worker.nn import layer_bench
+from tests.worker.nn.allocations import peak_bytes
 from tests.worker.nn.layer_bench import LayerBench, stack_is_loop, worst_error
 from tests.worker.nn.networks import CROSS_ENTROPY
 from worker.nn.gradient_check import check_gradients
@@ -166,14 +166,14 @@ def test_nothing_is_allocated() -> None:
     bench = LayerBench(AttentionRecord(4, True, 0), (40, 32), rows=20, dtype=np.float32)
     bench.x[...] = np.random.default_rng(11).standard_normal(bench.x.shape)
     indices = np.ones((2, 20, 40), np.float32)
-    for _ in range(2):
-        tracemalloc.start()
+
+    def both_passes() -> None:
         bench.layer.look(indices)
         bench.layer.forward(bench.x, None)
         bench.layer.backward(bench.dy)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < 8192
+
+    both_passes()
+    assert peak_bytes(both_passes) < 8192
 
 
 @pytest.mark.parametrize(
@@ -254,14 +254,4 @@ def test_a_transformer_in_one_stack_or_alone_has_one_gradient_and_allocates_noth
     for shard in range(4):
         alone.loss_and_gradient([(x[shard : shard + 1].copy(), y[shard : shard + 1].copy())])
         assert alone.gradients[0].tobytes() == net.gradients[shard].tobytes()
-    tracemalloc.start()
-    try:
-        net.loss_and_gradient([(x, y)], leaves)
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        net.loss_and_gradient([(x, y)], leaves)
-        peak = tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
-    # But for the buffer in which NumPy adds the bias of a positionwise layer.
-    assert peak < 48 << 10
+    assert peak_bytes(lambda: net.loss_and_gradient([(x, y)], leaves)) < 8192

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.worker.nn.allocations import peak_bytes
 from tests.worker.nn.layer_bench import LayerBench, stack_is_loop, worst_error
 from worker.nn.streams import Streams
 from worker.specs import DropoutRecord
@@ -52,3 +53,10 @@ def test_nothing_is_dropped_in_evaluation_or_without_streams() -> None:
     bench = LayerBench(DropoutRecord(0.5), (50,), shards=1, rows=3, training=False, streams=STREAMS)
     assert (bench.forward(x) == x).all()
     assert (LayerBench(DropoutRecord(0.5), (50,), shards=1, rows=3).forward(x) == x).all()
+
+
+def test_words_come_a_block_at_a_time() -> None:
+    bench = LayerBench(DropoutRecord(0.5), (500,), shards=2, rows=100, streams=STREAMS)
+    bench.layer.forward(bench.x, STREAMS)
+    # And a byte for each word of a block, between the comparison and the mask.
+    assert peak_bytes(lambda: bench.layer.forward(bench.x, STREAMS)) < 65536 + 8192 + 4096

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from lockstep.contract.errors import UserError
 from lockstep.v1.model_pb2 import Embedding, Layer, ModelSpec
+from tests.worker.nn.allocations import peak_bytes
 from tests.worker.nn.layer_bench import LayerBench, stack_is_loop, worst_error
 from worker.nn.parameters import Array
 from worker.nn.shapes import layer_shapes
@@ -96,13 +96,13 @@ def test_absurd_sizes_are_refused(record: EmbeddingRecord, place: str) -> None:
 def test_nothing_is_allocated() -> None:
     bench = LayerBench(EmbeddingRecord(50, 32), (40,), rows=20, dtype=np.float32)
     bench.x[...] = indices(5, 50, bench.x.shape)
-    for _ in range(2):
-        tracemalloc.start()
+
+    def both_passes() -> None:
         bench.layer.forward(bench.x, None)
         bench.layer.backward(bench.dy)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < 8192
+
+    both_passes()
+    assert peak_bytes(both_passes) < 8192
 
 
 def test_it_is_read() -> None:

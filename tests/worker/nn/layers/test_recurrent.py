@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from typing import TypeAlias
 
 import numpy as np
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.contract.errors import UserError
+from tests.worker.nn.allocations import peak_bytes
 from tests.worker.nn.layer_bench import LayerBench, stack_is_loop, worst_error
 from tests.worker.nn.networks import CROSS_ENTROPY, draw_stack
 from worker.nn.gradient_check import check_gradients
@@ -124,11 +124,7 @@ def test_a_step_allocates_nothing_after_the_first(kind: Kind, deep: bool) -> Non
     model = Model(Architecture(layers, (6, 3)), CROSS_ENTROPY)
     for _ in range(2):
         model.loss_and_gradient([stack])
-    tracemalloc.start()
-    model.loss_and_gradient([stack])
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 8192
+    assert peak_bytes(lambda: model.loss_and_gradient([stack])) < 8192
 
 
 @both

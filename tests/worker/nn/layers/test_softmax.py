@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tracemalloc
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.worker.nn.allocations import peak_bytes
 from tests.worker.nn.layer_bench import LayerBench, stack_is_loop, worst_error
 from worker.nn.parameters import Array
 from worker.specs import SoftmaxRecord
@@ -68,10 +67,10 @@ def test_nothing_is_allocated_in_a_pass(row: tuple[int, ...]) -> None:
     bench = LayerBench(SoftmaxRecord(), row, rows=20, dtype=np.float32)
     bench.x.fill(1)
     bench.dy.fill(1)
-    for _ in range(2):
-        tracemalloc.start()
+
+    def both_passes() -> None:
         bench.layer.forward(bench.x, None)
         bench.layer.backward(bench.dy)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert peak < 8 << 10
+
+    both_passes()
+    assert peak_bytes(both_passes) < 8 << 10

@@ -1,4 +1,4 @@
-"""The table of a gradient check."""
+"""The tables of a gradient check and of a replay."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ def gradient_table(found: training_job_pb2.GradientCheckResult) -> None:
             )
         )
     table(("TENSOR", "SHAPE", "CHECKED", "WORST ERROR", "AT", "FLOAT32"), rows)
+
+
+def replay_table(found: training_job_pb2.ReplayResult) -> None:
+    """What a replay gave, a line for each step that was hashed."""
+    rows = []
+    for step in found.steps:
+        held = step.checkpoint_weights_sha256[:12]
+        same = step.checkpoint_weights_sha256 == step.weights_sha256, step.checkpoint_optimizer_sha256 == step.optimizer_sha256
+        said = [word for word, equal in zip(("weights differ", "optimizer differs"), same, strict=True) if not equal]
+        rows.append((f"{step.step:,}", step.weights_sha256[:12], held, (", ".join(said) or "same") if held else ""))
+    table(("STEP", "REPLAYED", "CHECKPOINT", ""), rows)
 
 
 def _bounded(value: float, bound: float) -> str:

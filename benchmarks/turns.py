@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 # Read when NumPy and PyTorch are loaded, so they must stand in a side's environment before.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def serve(commands: Mapping[str, Callable[..., Any]]) -> None:
@@ -55,9 +56,9 @@ def _status_kib(name: str) -> int:
 
 @final
 class Side:
-    """A side's process, as the driver sees it; it inherits the driver's core."""
+    """A side's process, as the driver sees it; it inherits the driver's cores, and has so many threads."""
 
-    def __init__(self, python: str, module: str, arguments: Sequence[str]) -> None:
+    def __init__(self, python: str, module: str, arguments: Sequence[str], threads: int = 1) -> None:
         self._module = module
         self._process = subprocess.Popen(
             [python, "-m", module, *arguments],
@@ -65,7 +66,11 @@ class Side:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **ONE_THREAD, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}"},
+            env={
+                **os.environ,
+                **dict.fromkeys(THREAD_VARIABLES, str(threads)),
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}",
+            },
         )
 
     def __enter__(self) -> Side:
@@ -74,17 +79,54 @@ class Side:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None:
             self._process.kill()
-        self._process.communicate()
+        self.end_input()
+        self._process.wait()
+
+    def end_input(self) -> None:
+        """Nothing more will be asked: the process ends when it has answered."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
 
     def ask(self, command: str, **arguments: Any) -> Any:
         """What the side answers. Raises RuntimeError where it ended instead; why stands on stderr."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
+        self.tell(command, arguments)
+        return self.hear(command)
+
+    def tell(self, command: str, arguments: Mapping[str, Any]) -> None:
+        """Asks, and does not wait."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it ended, which is said when nothing is heard
             self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+
+    def hear(self, command: str) -> Any:
+        """The answer to what was told. Raises RuntimeError where there is none."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self._module} ended when it was asked for {command!r}; see above")
         return json.loads(line)
+
+
+@final
+class Group:
+    """Sides that do something together: all are asked before any answer is awaited."""
+
+    def __init__(self, sides: Sequence[Side]) -> None:
+        self._sides = tuple(sides)
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for side in self._sides:
+            side.end_input()  # those that wait for each other at their end must all have heard of it
+        for side in self._sides:
+            side.__exit__(kind, error, trace)
+
+    def ask(self, command: str, **arguments: Any) -> list[Any]:
+        """What each answers, in their order. Raises RuntimeError where one ended instead."""
+        for side in self._sides:
+            side.tell(command, arguments)
+        return [side.hear(command) for side in self._sides]
