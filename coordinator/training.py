@@ -132,10 +132,11 @@ class Training:
         if isinstance(decision, EndRun):
             return decision
         before = crew.size
-        reached = crew.lose(decision.lost, failure.deadline_s, decision.hire_later)
+        reached, silent = crew.lose(decision.lost, failure.deadline_s, decision.hire_later)
         self._at.dropped(max(failure.reached, failure.within(reached)))
         left = f"{crew.size} of {workers(before)}"
-        text = f"{decision.reason}; the run goes on after step {self._at.step} with {left}"
+        reason = "; ".join([decision.reason, *map(str, silent)])
+        text = f"{reason}; the run goes on after step {self._at.step} with {left}"
         self._reports.recovering(decision.notice, text)
         return None
 

@@ -31,7 +31,8 @@ class Desk:
         self._job, self._clock, self._faults, self._diary = job, clock, faults, diary
         self.state = State.QUEUED
         self.run_number = 0
-        self._count = job.workers
+        self._count, self._least = job.workers, job.minimum
+        self._active = False  # a run is
         self._furthest_step = 0
         self._fingerprint = ""
         self._wishes: list[tuple[float, Fault]] = []
@@ -46,16 +47,18 @@ class Desk:
         """Waits until the job may run, and gives the order of its next run; None when it ended meanwhile."""
         self._clock.to(self._clock.now + AGAIN_S)
         self._look()
-        if self.state == State.PAUSED:
+        while self.state == State.PAUSED:
             assert self._resume is not None
             self._clock.to(self._clock.now + self._resume.seconds)
-            self._count = max(self._job.minimum, self._resume.workers)
+            self._scale(self._resume.workers)
             self._look()
             if self.state == State.PAUSED:
                 self._move(Event.RESUME)
+                self._look()
         if self.over:
             return None
         self._move(Event.GRANT)
+        self._active = True
         self.run_number += 1
         order = agent.RunOrder()
         order.CopyFrom(self._job.order)
@@ -74,6 +77,7 @@ class Desk:
         elif kind == "progress":
             self._furthest_step = max(self._furthest_step, event.progress.progress.step)
         elif kind == "ended":
+            self._active = False
             self._furthest_step = max(self._furthest_step, event.ended.last_step)
             self._move(_ENDS[event.ended.outcome])
 
@@ -101,12 +105,17 @@ class Desk:
                 continue  # refused
             self._faults.strike(wish, f"to {wish.workers} workers", wish.seconds)
             if wish.kind == Kind.SCALE:
-                self._count = max(self._job.minimum, wish.workers)
+                self._scale(wish.workers)
                 continue
             assert event is not None
             if wish.kind == Kind.PAUSE:
                 self._resume = wish
             self._move(event)
+            if not self._active and self.state in (State.PAUSING, State.CANCELLING):
+                self._move(Event.RESTED if self.state == State.PAUSING else Event.STOPPED)
+
+    def _scale(self, workers: int) -> None:
+        self._count, self._least = workers, min(self._job.minimum, workers)
 
     def cancelled(self) -> bool:
         """Whether the run is to end at once."""
@@ -122,6 +131,10 @@ class Desk:
         """How many workers the run is to have."""
         self._look()
         return self._count
+
+    def least(self) -> int:
+        """With fewer workers than so many it waits."""
+        return self._least
 
     def wait(self, timeout_s: float) -> None:
         """Waits until the time is over or something else came to be wished for."""

@@ -187,6 +187,7 @@ class SimulatedGroup(WorkerGroup):
 
     def failed(self) -> Sequence[WorkerLoss]:
         failed, self._failed = self._failed, []
+        self._stage.ledger.stillborn(failed)
         return failed
 
     def welcome(self) -> None:

@@ -31,9 +31,13 @@ class Ledger:
         """The workers took all steps up to this one, and say so."""
         self._reached = max(self._reached, step)
 
+    def stillborn(self, losses: Sequence[WorkerLoss]) -> None:
+        """The run learned that these died before they joined."""
+        self.losses += [loss.text for loss in losses]
+
     def failed(self, losses: Sequence[WorkerLoss], failures: Sequence[worker_pb2.Failure], consequences: bool) -> None:
         """A call was answered with these; `consequences`: failures that followed from others, which are told already."""
         self._reached = max(self._reached, *(failure.step for failure in failures), 0)
-        self.losses += [str(loss) for loss in losses]
+        self.losses += [f"pid {loss.pid}) {loss.text}" for loss in losses]
         if failures and not losses and not consequences:
             self.failures.append([failure.text for failure in failures])

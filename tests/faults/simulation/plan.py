@@ -96,7 +96,7 @@ _WEIGHTS = {Kind.KILL: 5, Kind.STOP: 10, Kind.HANG: 2, Kind.SLEEP: 2, Kind.PAUSE
 def drawn(seed: int, calls: int, acts: int) -> list[Fault]:
     """Faults for a job that takes about so many calls and acts where nothing happens.
 
-    One to four; half of them follow the one before within a few calls, so that they meet its mending.
+    One to four, and a death for each replacement that is to come to harm; half of them follow the one before within a few calls, so that they meet its mending.
     """
     dice = random.Random(seed * 2)
     kinds = list(Kind)
@@ -106,10 +106,12 @@ def drawn(seed: int, calls: int, acts: int) -> list[Fault]:
     for _ in range(dice.choice([1, 2, 2, 2, 3, 3, 4])):
         kind = dice.choices(kinds, weights)[0]
         near = faults and dice.random() < 0.5
-        call = call + dice.randint(0, 8) if near else dice.randint(1, calls + 4)
+        call = call + dice.choice([0, 0, 1, 2, 3, 4, 6, 8]) if near else dice.randint(1, calls + 4)
         at = call if kind not in AT_ACTS else max(1, call * acts // calls + dice.randint(-10, 10))
-        if kind in HIRES and dice.random() < 0.8:
-            at = 1  # whenever somebody is hired first
+        if kind in HIRES:
+            faults.append(Fault(Kind.KILL, call, dice.randrange(8), Moment.IN, dice.random()))  # so that somebody is hired
+        if kind in (*HIRES, Kind.DAMAGE) and dice.random() < 0.8:
+            at = 1  # at the first chance
         faults.append(
             Fault(
                 kind=kind,

@@ -19,6 +19,7 @@ from coordinator.sharding import Rows
 from coordinator.spool import SpoolFull
 from coordinator.training import Training
 from lockstep.internal.v1 import agent_service_pb2 as agent
+from services.jobs.transitions import State
 from tests.faults.simulation.arithmetic import Arithmetic
 from tests.faults.simulation.clock import Clock, Stuck
 from tests.faults.simulation.damage import damage
@@ -36,7 +37,6 @@ from tests.faults.simulation.spool import SimulatedSpool
 from tests.faults.simulation.stage import Stage
 from tests.faults.simulation.stretch import Watch
 from tests.faults.simulation.world import simulated
-from services.jobs.transitions import State
 
 # Where files are made and removed fastest.
 _MEMORY = Path("/dev/shm")
@@ -104,6 +104,8 @@ class Simulation:
         for fault in self.faults.damages():
             if what := damage(self._folder / "checkpoints" / JOB_ID, fault):
                 self.faults.strike(fault, what)
+            else:
+                self.faults.later(fault)
         self.oracle.begins(order)
         self._stage.ledger = ledger = Ledger(self._rows)
         self.faults.dead = False
