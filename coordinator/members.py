@@ -230,7 +230,8 @@ class Members:
         failures = {rank: reply.failure for rank, reply in sorted(replies.items()) if reply.HasField("failure")}
         if answered.losses or failures:
             silent = sorted(set(sent) - set(replies) - {loss.rank for loss in answered.losses})
-            raise GroupFailed(self._step, doing, answered.losses, failures, silent, size, deadline_s, self._asked)
+            taken = max((reply.stretch.step for reply in replies.values()), default=0)
+            raise GroupFailed(self._step, doing, answered.losses, failures, silent, size, deadline_s, self._asked, taken)
         for rank, reply in replies.items():
             if reply.WhichOneof("reply") != expected:
                 raise InternalError(f"worker {rank} answered {reply.WhichOneof('reply')} where {expected} was asked")

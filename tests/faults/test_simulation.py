@@ -122,7 +122,7 @@ def _has(wrong: Sequence[str], words: str) -> bool:
 
 def test_a_snapshot_of_the_wrong_step_is_found(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     before: dict[int, Snapshot] = {}
-    copied, give = Steps._copied, Members.give
+    copied, give = Steps.copied, Members.give
 
     def keeping(self: Steps, members: Members, step: int) -> Snapshot:
         if self.snapshot is not None:
@@ -132,7 +132,7 @@ def test_a_snapshot_of_the_wrong_step_is_found(bench: Bench, monkeypatch: pytest
     def giving(self: Members, snapshot: Snapshot) -> None:
         give(self, Snapshot(snapshot.step, before.get(snapshot.step, snapshot).vectors))
 
-    monkeypatch.setattr(Steps, "_copied", keeping)
+    monkeypatch.setattr(Steps, "copied", keeping)
     monkeypatch.setattr(Members, "give", giving)
     _, wrong = _first_wrong(bench)
     assert _has(wrong, "O1: the last manifest says weights_sha256")

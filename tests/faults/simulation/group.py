@@ -145,6 +145,8 @@ class SimulatedGroup(WorkerGroup):
             answer = worker_pb2.WorkerReply.FromString(reply)
             if answer.HasField("failure"):
                 failures[rank] = answer.failure
+            elif answer.HasField("stretch"):
+                self._stage.ledger.taken(answer.stretch.step)
         if losses or failures:
             texts = [str(loss) for loss in losses.values()] + [failure.text for failure in failures.values()]
             self._stage.say("group", f"{doing}: {'; '.join(texts)}")

@@ -28,7 +28,7 @@ class Ledger:
         self._reached = first_step - 1
 
     def taken(self, step: int) -> None:
-        """The workers took all steps up to this one, and say so."""
+        """A worker says that all steps up to this one were taken."""
         self._reached = max(self._reached, step)
 
     def stillborn(self, losses: Sequence[WorkerLoss]) -> None:

@@ -175,14 +175,15 @@ class Turn:
                 self._now += fault.seconds
         outcomes = self._whole(request)
         for rank in victims:
-            if self._faults[rank].kind != Kind.SLEEP:
-                self._workers[rank].dead = _ENDS[self._faults[rank].kind]
+            if (fault := self._faults[rank]).kind != Kind.SLEEP:
+                self._workers[rank].dead = _ENDS[fault.kind]
+                if fault.part < 0.5:  # before it could answer; the others have, or do yet
+                    outcomes[rank] = Outcome(self._now + fault.part * self.takes_s, None)
         return outcomes
 
     def _whole(self, request: worker_pb2.StretchRequest) -> dict[int, Outcome | None]:
         parts = [worker.member() for worker in self._workers]
         replies = take_steps(self._stage.arithmetic, parts, request, request.last_step, self._stage.watch)
-        self._stage.ledger.taken(replies[0].step)
         outcomes: dict[int, Outcome | None] = {}
         for rank, reply in enumerate(replies):
             reply.total_seconds, reply.median_step_seconds = self.takes_s, self._step_s
