@@ -50,7 +50,8 @@ def test_seeds(bench: Bench, first: int) -> None:
 def test_all_pairs_of_points(bench: Bench) -> None:
     """A death at each call, of each worker or of the coordinator, and a second one at each call that then follows."""
     wrong, count = {}, 0
-    for count, found in enumerate(pairs(bench, [Moment.IN], every_act=False), 1):
+    for found in pairs(bench, [Moment.IN], every_act=False):
+        count += 1
         assert found.state == State.SUCCEEDED
         if found.wrong:
             wrong[str(found.planned)] = found.wrong[:3]

@@ -1,4 +1,5 @@
-"""Simulations from the command line: `--seed S` runs one and prints its diary, `--n N --first S` runs many and sums them up.
+"""Simulations from the command line: `--seed S` runs one and prints its diary, `--n N --first S` runs many and sums them up,
+`--pairs` runs all pairs of points.
 
 Ends with 1 where something is wrong. Progress on stderr, the summary on stdout.
 """
@@ -9,9 +10,13 @@ import argparse
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 
-from tests.faults.simulation.plan import Kind
-from tests.faults.simulation.simulation import Bench
+from tests.faults.simulation.pairs import pairs
+from tests.faults.simulation.plan import Kind, Moment, described
+from tests.faults.simulation.simulation import Bench, Found
+
+PROGRESS_S = 5.0
 
 
 def one(seed: int) -> int:
@@ -23,48 +28,63 @@ def one(seed: int) -> int:
     return 1 if found.wrong else 0
 
 
-def many(first: int, count: int, show: int) -> int:
-    """Runs many and sums up."""
+def seeds(bench: Bench, first: int, count: int) -> Iterator[tuple[str, Found]]:
+    """The simulations of so many seeds."""
+    for seed in range(first, first + count):
+        yield f"seed {seed}", bench.seed(seed)
+
+
+def all_pairs(bench: Bench) -> Iterator[tuple[str, Found]]:
+    """The simulations of all pairs of points, at each moment of a call and each act."""
+    for found in pairs(bench, list(Moment), every_act=True):
+        yield described(found.planned), found
+
+
+def many(simulations: Iterator[tuple[str, Found]], show: int) -> int:
+    """Runs them and sums up; shows the first violations."""
     planned: Counter[Kind] = Counter()
     struck: Counter[Kind] = Counter()
     states: Counter[str] = Counter()
-    runs, simulated_s, wrong = 0, 0.0, []
-    began = said = time.monotonic()
-    began_cpu = time.process_time()
-    with Bench() as bench:
-        for seed in range(first, first + count):
-            found = bench.seed(seed)
-            planned.update(fault.kind for fault in found.planned)
-            struck += found.faults.struck
-            states[found.state] += 1
-            runs += found.runs
-            simulated_s += found.seconds
-            if found.wrong:
-                wrong.append(seed)
-                if len(wrong) <= show:
-                    print(f"seed {seed}: {found.wrong[0]}", file=sys.stderr)
-            if time.monotonic() - said > 5:
-                said = time.monotonic()
-                print(f"{seed + 1 - first} of {count} seeds, {len(wrong)} with violations", file=sys.stderr)
-    took, cpu_ms = time.monotonic() - began, 1000 * (time.process_time() - began_cpu) / count
-    print(f"{count} seeds from {first}: {took:.1f} s, {cpu_ms:.1f} ms of CPU each; {runs} runs, {simulated_s / 3600:.0f} h simulated")
+    count, runs, simulated_s = 0, 0, 0.0
+    wrong: list[str] = []
+    began, said, began_cpu = time.monotonic(), time.monotonic(), time.process_time()
+    for count, (name, found) in enumerate(simulations, 1):
+        planned.update(fault.kind for fault in found.planned)
+        struck += found.faults.struck
+        states[found.state] += 1
+        runs, simulated_s = runs + found.runs, simulated_s + found.seconds
+        if found.wrong:
+            wrong.append(name)
+            if len(wrong) <= show:
+                print(f"{name}: {found.wrong[0]}", file=sys.stderr)
+        if time.monotonic() - said > PROGRESS_S:
+            said = time.monotonic()
+            print(f"{count} simulations, {len(wrong)} with violations", file=sys.stderr)
+    took_s, cpu_ms = time.monotonic() - began, 1000 * (time.process_time() - began_cpu) / max(1, count)
+    print(f"{count} simulations of {runs} runs and {simulated_s / 3600:.0f} h: {took_s:.0f} s, {cpu_ms:.1f} ms of CPU each")
     print("ends: " + ", ".join(f"{state} {number}" for state, number in sorted(states.items())))
     print("faults that struck, of those planned:")
     for kind in Kind:
-        print(f"  {struck[kind]:6d} of {planned[kind]:6d}  {kind.value}")
-    print(f"seeds with violations: {len(wrong)}" + (f", {wrong[:20]}" if wrong else ""))
+        if planned[kind]:
+            print(f"  {struck[kind]:7d} of {planned[kind]:7d}  {kind.value}")
+    print(f"with violations: {len(wrong)}" + (f"; {'; '.join(wrong[:show])}" if wrong else ""))
     return 1 if wrong else 0
 
 
 def main() -> int:
     """The program."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.simulation", description=__doc__)
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--n", type=int, default=2000)
+    parser.add_argument("--seed", type=int, help="run this one and print what happened")
+    parser.add_argument("--first", type=int, default=0, help="the first of many seeds")
+    parser.add_argument("--n", type=int, default=2000, help="how many seeds")
+    parser.add_argument("--pairs", action="store_true", help="all pairs of points instead of seeds")
     parser.add_argument("--show", type=int, default=10, help="violations that are shown")
     arguments = parser.parse_args()
-    return one(arguments.seed) if arguments.seed is not None else many(arguments.first, arguments.n, arguments.show)
+    if arguments.seed is not None:
+        return one(arguments.seed)
+    with Bench() as bench:
+        simulations = all_pairs(bench) if arguments.pairs else seeds(bench, arguments.first, arguments.n)
+        return many(simulations, arguments.show)
 
 
 if __name__ == "__main__":

@@ -67,13 +67,13 @@ class Arithmetic:
         def leaf(first: int, end: int) -> F32 | None:
             return self._hashed(data, step, first) if end - first == 1 and first < filled else None
 
-        summed = fold(*subtree, leaf, np.add)
+        summed = fold(*subtree, leaf, _plus)
         assert summed is not None
         return summed
 
     def gradient(self, sums: Mapping[Subtree, F32], step: int) -> F32:
         """What the sums of the subtrees give in all."""
-        total = fold(0, self.job.shards, lambda first, end: sums.get((first, end)), np.add)
+        total = fold(0, self.job.shards, lambda first, end: sums.get((first, end)), _plus)
         assert total is not None
         return total / np.float32(self.rows_of(step))
 
@@ -107,6 +107,10 @@ class Arithmetic:
 def crc32c(vector: F32) -> int:
     """As workers say it of their parameters."""
     return int(google_crc32c.value(vector.tobytes()))
+
+
+def _plus(left: F32, right: F32) -> F32:
+    return left + right
 
 
 def _unit(data: bytes, word: bytes, step: int, number: int) -> float:

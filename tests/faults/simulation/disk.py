@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
-from tests.faults.simulation.faults import Faults
 from tests.faults.simulation.clock import Clock
+from tests.faults.simulation.faults import Faults
 from tests.faults.simulation.plan import Kind
 
 _CALLS = ("mkdir", "open", "posix_fallocate", "write", "fsync", "rename", "unlink", "rmdir")

@@ -60,7 +60,9 @@ class Oracle:
     def hear(self, event: agent.RunEvent) -> None:
         """An event of a run."""
         if (event.run.run_number, event.sequence) != (self._run_number, self._sequence + 1):
-            self.says("O3", f"event {event.sequence} of run {event.run.run_number} follows {self._sequence} of {self._run_number}")
+            self.says(
+                "O3", f"event {event.sequence} of run {event.run.run_number} follows {self._sequence} of {self._run_number}"
+            )
         if self._events and self._events[-1].HasField("ended"):
             self.says("O3", "a run spoke after its end")
         self._sequence = event.sequence

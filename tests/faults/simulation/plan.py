@@ -86,7 +86,8 @@ class Fault:
 
     def __str__(self) -> str:
         unit = "act" if self.kind in AT_ACTS else "call"
-        return f"{self.kind.value} ({unit} {self.at}, rank {self.rank}, {self.moment.value}, {self.part:.2f}, {self.seconds:.1f} s)"
+        where = f"{unit} {self.at}, rank {self.rank}, {self.moment.value}, {self.part:.2f}"
+        return f"{self.kind.value} ({where}, {self.seconds:.1f} s)"
 
 
 # So much oftener than the others.
@@ -96,7 +97,8 @@ _WEIGHTS = {Kind.KILL: 5, Kind.STOP: 10, Kind.HANG: 2, Kind.SLEEP: 2, Kind.PAUSE
 def drawn(seed: int, calls: int, acts: int) -> list[Fault]:
     """Faults for a job that takes about so many calls and acts where nothing happens.
 
-    One to four, and a death for each replacement that is to come to harm; half of them follow the one before within a few calls, so that they meet its mending.
+    One to four, and a death for each replacement that is to come to harm; half of them follow the one before within a few
+    calls, so that they meet its mending.
     """
     dice = random.Random(seed * 2)
     kinds = list(Kind)

@@ -184,9 +184,7 @@ class Bench:
         simulation.diary.say("plan", described(planned))
         simulation.run()
         wrong, desk, faults = simulation.oracle.wrong, simulation.desk, simulation.faults
-        return Found(
-            desk.state, desk.run_number, simulation.clock.now, wrong, faults, planned, simulation.diary.lines
-        )
+        return Found(desk.state, desk.run_number, simulation.clock.now, wrong, faults, planned, simulation.diary.lines)
 
     def _empty(self) -> Path:
         with suppress(FileNotFoundError):

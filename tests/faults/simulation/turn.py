@@ -54,7 +54,7 @@ class Turn:
         self._stage, self._workers, self._asked, self._dice = stage, workers, asked, dice
         self._now = stage.clock.now
         request = next(iter(asked.values()))
-        self.doing = request.WhichOneof("request") or ""
+        self.doing: str = request.WhichOneof("request") or ""
         if self.doing == "stretch":
             self.doing = f"stretch {request.stretch.first_step} to {request.stretch.last_step}"
             self._step_s = stage.arithmetic.job.step_s * dice.uniform(0.5, 2)

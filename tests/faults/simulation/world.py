@@ -74,9 +74,7 @@ class _Transfer:
         assert (part.key, part.run, part.group, part.rank) == (group_key, run_number, group_number, rank)
         if part.offered != reply.step:
             raise TransferError(f"the state of worker {rank} at step {reply.step} cannot be had: it closed the link")
-        return {
-            (vector.name, vector.first, vector.end): self._range(worker, vector).copy() for vector in reply.vectors
-        }
+        return {(vector.name, vector.first, vector.end): self._range(worker, vector).copy() for vector in reply.vectors}
 
     def give(
         self,
@@ -115,5 +113,3 @@ class _Transfer:
             self._stage.faults.strike(Fault(Kind.CUT, self._stage.faults.calls, rank), f"of worker {rank}")
             raise TransferError(f"the state of worker {rank} cannot be moved: the link was reset")
         return worker
-
-
