@@ -18,6 +18,7 @@ from lockstep.v1 import training_job_pb2 as job
 from lockstep.v1.optimization_pb2 import PlateauSchedule, Schedule
 from tests.coordinator.altered import alter, checkpoint_folder
 from tests.coordinator.one_run import Wanted, kinds, run_once
+from tests.coordinator.replay_orders import replay_order
 from tests.coordinator.small_job import make_order
 
 pytestmark = pytest.mark.timeout(60)
@@ -30,18 +31,6 @@ def training(files: Path, **options: object) -> agent.RunOrder:
     """The small job, all of whose checkpoints are kept."""
     order = make_order(files, checkpoint_steps=2, **options)  # type: ignore[arg-type]
     order.spec.checkpoints.keep = 100
-    return order
-
-
-def replay_order(
-    trained: agent.RunOrder, fingerprint: str, start: int, step: int | None = None, hashed: tuple[int, ...] = (), run: int = 1
-) -> agent.RunOrder:
-    """A replay of it as the server resolves it."""
-    order = agent.RunOrder()
-    order.CopyFrom(trained)
-    order.job_id, order.run_number, order.kind, order.fingerprint = "verify-0001", run, job.TrainingJob.VERIFY, fingerprint
-    asked = job.Replay(job=f"jobs/{trained.job_id}", step=step, hashed_steps=hashed, start_step=start)
-    order.plan.replay.CopyFrom(asked)
     return order
 
 

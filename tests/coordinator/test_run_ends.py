@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +17,13 @@ from coordinator import limits, run
 from coordinator.checkpoint_folder import CheckpointBroken
 from coordinator.exit_codes import EXIT_BROKEN, EXIT_FAILED, EXIT_SPOOL_FULL
 from coordinator.group.cluster import Cluster
+from coordinator.group.group import PORTABLE_WORKER, SHARD_WORKER
 from coordinator.orders import Orders
 from coordinator.reconciler import _said
 from coordinator.reports import Reports
 from coordinator.spool import SpoolFull, read_events, spool_path
 from lockstep.internal.v1 import agent_service_pb2 as agent
+from lockstep.v1 import job_spec_pb2
 from lockstep.v1 import training_job_pb2 as job
 
 
@@ -130,6 +133,33 @@ def test_exit_codes_say_what_it_was_and_never_that_the_head_is_gone(
     assert run.main(["--files", str(tmp_path), "--group", "local", "--parent", "1"]) == code
     said, found = _said(code, 0)
     assert word in said and "head" not in said and found == cause
+
+
+@pytest.mark.parametrize(
+    ("kind", "handler"),
+    [
+        (job.TrainingJob.TRAINING, PORTABLE_WORKER),
+        (job.TrainingJob.VERIFY, PORTABLE_WORKER),
+        (job.TrainingJob.GRADIENT_CHECK, SHARD_WORKER),
+    ],
+)
+def test_what_portable_weights_are_made_of_is_portable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: job.TrainingJob.Kind.ValueType, handler: str
+) -> None:
+    class Asked:
+        def __init__(self, *given: object) -> None:
+            self._make_group = cast(Callable[[], object], given[4])
+
+        def run(self) -> agent.RunEnded:
+            self._make_group()
+            return agent.RunEnded()
+
+    wish = order_of(tmp_path)
+    wish.order.kind, wish.order.spec.training.arithmetic = kind, job_spec_pb2.PORTABLE
+    monkeypatch.setitem(run.KINDS, kind, Asked)
+    run.carry_out(wish, tmp_path, cast(Orders, None), cast(Cluster, Nowhere()))
+    *_, (last, _) = read_events(spool_path(tmp_path, "a-b", 3))
+    assert last.ended.reason.endswith(f"AssertionError: {handler}")
 
 
 def test_a_run_does_what_its_kind_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

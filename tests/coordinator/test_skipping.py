@@ -15,6 +15,7 @@ from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import job_spec_pb2
 from lockstep.v1.optimization_pb2 import Adam, Optimizer
 from tests.coordinator.one_run import curve, kinds, run_once
+from tests.coordinator.replay_orders import replay_order
 from tests.coordinator.small_job import make_order
 
 pytestmark = pytest.mark.timeout(60)
@@ -66,6 +67,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[agent.RunEnde
     """The job on one worker."""
     files = tmp_path_factory.mktemp("undisturbed")
     return run_once(order_of(files), files)
+
+
+def test_a_replay_skips_the_same_steps(tmp_path: Path) -> None:
+    order = order_of(tmp_path, checkpoint_steps=40)
+    ended, events = run_once(order, tmp_path)
+    assert told(events)
+    steps = [one.step for one in ended.result.checkpoints]
+    for run, start in enumerate([0, steps[0]], start=1):
+        replay = replay_order(order, ended.result.fingerprint, start, steps[-1], run=run)
+        done, said = run_once(replay, tmp_path)
+        assert done.outcome == agent.RunEnded.SUCCEEDED, done.reason
+        assert not told(said) and not curve(said)
 
 
 @pytest.mark.parametrize(("workers", "checkpoint_steps"), [(3, 0), (1, 1), (2, 7)])

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 def job_of_one_worker() -> JobSpec:
     """The digits job, long enough to be steered."""
     spec = example("digits.yaml", workers=(1, 1))
-    spec.training.epochs = 1_000
+    spec.training.epochs = 2_000
     return spec
 
 

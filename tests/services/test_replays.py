@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import grpc
 import pytest
 from sqlalchemy import Connection
 
@@ -15,9 +16,10 @@ from services.store import jobs as rows
 from tests.services.fake_agent import FakeAgent, checkpoint, ended, progress, started
 from tests.services.running import DEADLINE_S, METADATA, Running, refusal
 from tests.services.specs import DIGEST, spec
+from tests.services.steering import begun, pause, resume, scale, submitted
 
 pytestmark = pytest.mark.anyio
-S = TrainingJob.State
+S, Code = TrainingJob.State, grpc.StatusCode
 Outcome = pb.RunEnded
 SAID = "steps 121 to 240 replayed: the weights are those of the checkpoint of step 240"
 FOUND = ReplayResult(
@@ -136,6 +138,25 @@ async def test_it_is_cancelled_and_tried_again_as_a_training_is(api: Running) ->
         await agent.until(lambda: agent.wishes.runs[0].intent == pb.RunWish.CANCEL)
         await agent.say(name, 2, **ended(Outcome.CANCELLED, "cancelled after step 125", 125))
     assert (await api.get(f"jobs/{name}")).state == S.CANCELLED
+
+
+async def test_a_paused_job_rests_as_long_as_it_is_replayed(api: Running) -> None:
+    async with api.agent() as agent:
+        await agent.sync(slots=3)
+        job = await submitted(api)
+        await begun(api, agent, job)
+        await agent.say(job, 1, **checkpoint(120))
+        await pause(api, job)
+        await agent.say(job, 1, **ended(Outcome.PAUSED, "paused at step 120", 120))
+        replay = (await replayed(api, f"jobs/{job}")).name
+        error = await refusal(resume(api, job))
+        assert error.code() is Code.FAILED_PRECONDITION and replay in (error.details() or "")
+        assert (await api.get(f"jobs/{job}")).state == S.PAUSED
+        error = await refusal(scale(api, replay.removeprefix("jobs/"), most=1))
+        assert error.code() is Code.INVALID_ARGUMENT and "only a training job" in (error.details() or "")
+        await agent.wish(replay.removeprefix("jobs/"))
+        await agent.say(replay.removeprefix("jobs/"), 1, **ended(Outcome.SUCCEEDED, SAID, 120))
+        assert (await resume(api, job)).state in (S.QUEUED, S.STARTING)
 
 
 async def test_what_cannot_be_replayed(api: Running) -> None:
