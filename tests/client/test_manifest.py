@@ -34,6 +34,13 @@ MANIFEST = Manifest(
 )
 
 
+def altered(**values: object) -> str:
+    """The manifest with other values, and without the hash of its own."""
+    written = json.loads(MANIFEST.to_json())
+    del written["manifest_sha256"]
+    return json.dumps({**written, **values})
+
+
 def test_what_was_written_is_read() -> None:
     assert Manifest.from_json(MANIFEST.to_json()) == MANIFEST
 
@@ -47,12 +54,12 @@ def test_numbers_that_are_not_finite_stand_as_words() -> None:
 
 
 def test_a_key_of_a_newer_version_is_passed_over() -> None:
-    assert Manifest.from_json(json.dumps({**json.loads(MANIFEST.to_json()), "new": 1})) == MANIFEST
+    assert Manifest.from_json(altered(new=1)) == MANIFEST
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", "[" * 100_000, json.dumps({**json.loads(MANIFEST.to_json()), "step": "240"}), '{"format": 1}'],
+    ["", "{", "[]", "{}", "[" * 100_000, altered(step="240"), '{"format": 1}'],
 )
 def test_what_is_damaged_is_refused(text: str) -> None:
     with pytest.raises(UserError):
@@ -62,3 +69,15 @@ def test_what_is_damaged_is_refused(text: str) -> None:
 def test_another_format_is_named() -> None:
     with pytest.raises(UserError, match=r"manifest\.json: format: got 2; this version of Lockstep reads format 1"):
         Manifest.from_json('{"format": 2}')
+
+
+def test_a_flipped_bit_is_found_wherever_it_is() -> None:
+    """Also where it leaves sound JSON: in a number of the controller, or in the name of a key."""
+    content = bytearray(MANIFEST.to_json().encode())
+    for place in range(len(content)):
+        content[place] ^= 1
+        try:
+            assert Manifest.from_json(bytes(content)) == MANIFEST  # between values, or in the name of the hash
+        except UserError:
+            pass
+        content[place] ^= 1

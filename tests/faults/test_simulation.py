@@ -23,7 +23,7 @@ from tests.faults.simulation.pairs import JOB, pairs
 from tests.faults.simulation.plan import Fault, Kind, Moment
 from tests.faults.simulation.simulation import Bench, Found
 
-SEEDS_AT_ONCE = 250
+SEEDS_AT_ONCE = 500
 SEEDS_FOR_A_DEFECT = 200
 
 
@@ -98,6 +98,14 @@ def test_who_is_silent_while_another_is_mourned_is_named(bench: Bench) -> None:
 def test_who_dies_before_joining_is_told(bench: Bench) -> None:
     found = bench.simulate(JOB, (Fault(Kind.KILL, 5), Fault(Kind.STILLBORN, 1), Fault(Kind.KILL, 30)), kept=True)
     _holds(found, Kind.KILL, Kind.STILLBORN)
+
+
+def test_a_damaged_manifest_is_seen(bench: Bench) -> None:
+    """A bit of it is flipped that leaves sound JSON, while no coordinator looks: the checkpoint before it is taken."""
+    acts = bench.simulate(JOB, ()).faults.acts
+    for part in range(0, 100, 4):
+        flip = Fault(Kind.DAMAGE, 1, rank=0, moment=Moment.IN, part=part / 100)
+        _holds(bench.simulate(JOB, (Fault(Kind.STOP, acts - 20), flip)), Kind.STOP, Kind.DAMAGE)
 
 
 def _holds(found: Found, *kinds: Kind) -> None:

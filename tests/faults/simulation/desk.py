@@ -34,7 +34,7 @@ class Desk:
         self._count, self._least = job.workers, job.minimum
         self._active = False  # a run is
         self._furthest_step = 0
-        self._fingerprint = ""
+        self.fingerprint = ""  # the job's, once its first steps began
         self._wishes: list[tuple[float, Fault]] = []
         self._resume: Fault | None = None
 
@@ -63,14 +63,14 @@ class Desk:
         order = agent.RunOrder()
         order.CopyFrom(self._job.order)
         order.run_number, order.workers = self.run_number, self._count
-        order.furthest_step, order.fingerprint = self._furthest_step, self._fingerprint
+        order.furthest_step, order.fingerprint = self._furthest_step, self.fingerprint
         return order
 
     def hear(self, event: agent.RunEvent) -> None:
         """An event of the run arrives, at once."""
         kind = event.WhichOneof("event")
         if kind == "started":
-            self._fingerprint = self._fingerprint or event.started.fingerprint
+            self.fingerprint = self.fingerprint or event.started.fingerprint
             self._move(Event.START)
         elif kind == "recovering":
             self._move(Event.RECOVER)

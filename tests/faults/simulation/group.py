@@ -18,7 +18,8 @@ from tests.faults.simulation.turn import Outcome, Turn
 from tests.faults.simulation.worker import SimulatedWorker
 
 NODES = ("a", "b")
-FINGERPRINT = "haswell"
+# The arithmetic of the nodes; the second is that of a stranger, unless it is what the job began with.
+FINGERPRINTS = ("haswell", "skylakex")
 
 
 @final
@@ -62,10 +63,12 @@ class SimulatedGroup(WorkerGroup):
         self._clock.to(self._clock.now + self._dice.uniform(0.1, 1.0))
         if interrupted():
             raise Interrupted
-        self._workers = [self._new(FINGERPRINT) for _ in range(workers)]
+        self._workers = [self._new() for _ in range(workers)]
         self._stage.say("group", f"{workers} start")
 
-    def _new(self, fingerprint: str) -> SimulatedWorker:
+    def _new(self, stranger: bool = False) -> SimulatedWorker:
+        usual = self._stage.desk.fingerprint or FINGERPRINTS[0]
+        fingerprint = next(other for other in FINGERPRINTS if other != usual) if stranger else usual
         return self._stage.new_worker(self._dice.choice(NODES), fingerprint)
 
     def call(
@@ -166,7 +169,7 @@ class SimulatedGroup(WorkerGroup):
         while len(self._hired) > workers:
             self._stage.end_worker(self._hired.pop().worker)
         while len(self._hired) < workers and self._clock.now >= self._again_at:
-            arrives, stillborn, fingerprint = self._clock.now + self._dice.choice([0.05, 1.0, 10.0]), False, FINGERPRINT
+            arrives, stillborn, stranger = self._clock.now + self._dice.choice([0.05, 1.0, 10.0]), False, False
             for fault in self._faults.hires():
                 self._faults.strike(fault, "of one that is hired now", fault.seconds + 200)
                 if fault.kind == Kind.LATE_HIRES:
@@ -174,8 +177,8 @@ class SimulatedGroup(WorkerGroup):
                 elif fault.kind == Kind.STILLBORN:
                     stillborn = True
                 else:
-                    fingerprint = "skylakex"
-            self._hired.append(Hired(self._new(fingerprint), arrives, stillborn))
+                    stranger = True
+            self._hired.append(Hired(self._new(stranger), arrives, stillborn))
 
     def arrived(self) -> int:
         for hired in list(self._hired):

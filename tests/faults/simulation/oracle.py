@@ -36,6 +36,7 @@ class Oracle:
         self._rows = Rows(plan.training_rows, job.batch_size, plan.steps_per_epoch)
         self._hashes: dict[int, tuple[str, ...]] = {}
         self._run_number = self._sequence = 0
+        self._fingerprint = ""
         self.curves: dict[tuple[int, str], float] = {}
         self._of_run: set[tuple[int, str]] = set()
         self._events: list[agent.RunEvent] = []
@@ -67,6 +68,10 @@ class Oracle:
             self.says("O3", "a run spoke after its end")
         self._sequence = event.sequence
         self._events.append(event)
+        if event.HasField("started"):
+            self._fingerprint = self._fingerprint or event.started.fingerprint
+            if event.started.fingerprint != self._fingerprint:
+                self.says("O3", f"workers of {event.started.fingerprint} go on with a job of {self._fingerprint}")
         if event.HasField("points"):
             for point in event.points.points:
                 self._point((event.points.step, point.name), point.value)
@@ -147,8 +152,8 @@ class Oracle:
     def _compare(self, manifest: Manifest) -> None:
         mine = json.loads(manifest.to_json())
         for name, value in self._reference.manifest.items():
-            # When, by whom, and with how many workers says nothing of what was trained.
-            if name not in ("create_time", "run_number", "spec") and mine[name] != value:
+            # When, by whom, where and with how many workers says nothing of what was trained.
+            if name not in ("create_time", "run_number", "spec", "fingerprint", "manifest_sha256") and mine[name] != value:
                 self.says("O1", f"the last manifest says {name} {mine[name]}; the reference's {value}")
 
     def manifest(self) -> dict[str, Any]:

@@ -97,7 +97,7 @@ _WEIGHTS = {Kind.KILL: 5, Kind.STOP: 10, Kind.HANG: 2, Kind.SLEEP: 2, Kind.PAUSE
 def drawn(seed: int, calls: int, acts: int) -> list[Fault]:
     """Faults for a job that takes about so many calls and acts where nothing happens.
 
-    One to four, and a death for each replacement that is to come to harm; half of them follow the one before within a few
+    One to four, and what lets replacements and files come to harm; half of them follow the one before within a few
     calls, so that they meet its mending.
     """
     dice = random.Random(seed * 2)
@@ -112,7 +112,9 @@ def drawn(seed: int, calls: int, acts: int) -> list[Fault]:
         at = call if kind not in AT_ACTS else max(1, call * acts // calls + dice.randint(-10, 10))
         if kind in HIRES:
             faults.append(Fault(Kind.KILL, call, dice.randrange(8), Moment.IN, dice.random()))  # so that somebody is hired
-        if kind in (*HIRES, Kind.DAMAGE) and dice.random() < 0.8:
+        if kind == Kind.DAMAGE:
+            faults.append(Fault(Kind.STOP, max(1, call * acts // calls)))  # so that there is a next run
+        if kind in (*HIRES, Kind.DAMAGE, Kind.NO_PLACE) and dice.random() < 0.8:
             at = 1  # at the first chance
         faults.append(
             Fault(
