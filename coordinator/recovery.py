@@ -25,7 +25,8 @@ class GroupFailed(Exception):
     """A call to a group of `size` workers was not answered as it should be.
 
     `failures` are the answers that say so, by rank; the `silent` ranks were not lost, but had not answered yet. They have
-    `deadline_s` to do so. `asked` is the last step that the group was asked for, if any was, and `taken` the one that others answered they took.
+    `deadline_s` to do so. `asked` is the last step that the group was asked for, if any was, and `taken` the one
+    that others answered they took.
     """
 
     def __init__(
