@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -106,6 +107,22 @@ def test_a_damaged_manifest_is_seen(bench: Bench) -> None:
     for part in range(0, 100, 4):
         flip = Fault(Kind.DAMAGE, 1, rank=0, moment=Moment.IN, part=part / 100)
         _holds(bench.simulate(JOB, (Fault(Kind.STOP, acts - 20), flip)), Kind.STOP, Kind.DAMAGE)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_death_and_a_pause_in_the_same_call(bench: Bench, workers: int) -> None:
+    """Also in the last evaluation: the step is kept, and the next run has only to evaluate it."""
+    small = replace(JOB, workers=workers)
+    for call in range(1, bench.simulate(small, ()).faults.calls + 1):
+        pause = Fault(Kind.PAUSE, call, part=0.01, seconds=2.0)
+        _holds(bench.simulate(small, (Fault(Kind.KILL, call), pause)), Kind.KILL, Kind.PAUSE)
+
+
+def test_a_death_while_a_step_is_left_out(bench: Bench) -> None:
+    """Its update overflowed; the rows of what is taken again are counted, whoever dies at which call."""
+    odd = replace(JOB, overflows=frozenset({1, 4}))
+    for call in range(1, bench.simulate(odd, ()).faults.calls + 1):
+        assert not bench.simulate(odd, (Fault(Kind.KILL, call),)).wrong
 
 
 def _holds(found: Found, *kinds: Kind) -> None:
