@@ -52,7 +52,7 @@ class ShardStacks:
         lo, hi = owned[0], min(owned[1], self.filled)
         self.own_rows = self._ranges[hi - 1][1] - self._ranges[lo][0] if lo < hi else 0
         self.combine = tuple((a - lo, b - lo) for a, b in subtrees(0, shards, *owned) if a < self.filled)
-        self.stacks: list[Stack] = []
+        stacks: list[Stack] = []
         # (range of the batch, x and y with one axis of rows)
         self._targets: list[tuple[slice, NDArray[np.float32], NDArray[Any]]] = []
         while lo < hi:
@@ -61,11 +61,12 @@ class ShardStacks:
             while equal < hi and self._ranges[equal][1] - self._ranges[equal][0] == end - first:
                 equal += 1
             x, y = source.buffers(equal - lo, end - first)
-            self.stacks.append((x, y))
+            stacks.append((x, y))
             batch = slice(first, self._ranges[equal - 1][1])
             count = batch.stop - batch.start
             self._targets.append((batch, x.reshape(count, *x.shape[2:]), y.reshape(count, *y.shape[2:])))
             lo = equal
+        self.stacks = tuple(stacks)
 
     def fill(self, batch: Rows) -> None:
         """Gathers this worker's part of the batch."""

@@ -52,15 +52,16 @@ class Stretches:
     def run(self, request: StretchRequest) -> StretchReply:
         """Takes the steps. One whose gradient is not finite anywhere is skipped, or ends the stretch before it."""
         first_step, last_step = request.first_step, request.last_step
-        reply = StretchReply(skipped_in_a_row=request.skipped_in_a_row)
+        reply = StretchReply()
         began, waited_s, clock = time.perf_counter(), self._reduction.waited_s, time.perf_counter
+        computed_rows, epoch, reports_losses = 0, self._rows.steps_per_epoch, self._rank == 0
+        rate_factor, skipped, in_a_row = request.rate_factor, request.skipped_steps, request.skipped_in_a_row
         with np.errstate(all="ignore"):
             for step in range(first_step, last_step + 1):
                 step_began = clock()
                 batch = self._rows.batch(step)
                 shards = self._rows.stacks(len(batch))
-                epoch = self._rows.steps_per_epoch
-                rate = learning_rate(self._optimizer, step, epoch, self._total_steps, request.rate_factor)
+                rate = learning_rate(self._optimizer, step, epoch, self._total_steps, rate_factor)
 
                 shards.fill(batch)
                 result = self._forward_backward(shards, step)
@@ -72,23 +73,26 @@ class Stretches:
                     result.finite,
                     result.loss_sums,
                     result.denominators,
-                    request.skipped_steps + reply.skipped_steps,
+                    skipped,
                 )
 
                 if sums.finite:
-                    reply.skipped_in_a_row = 0
-                elif self._skips and reply.skipped_in_a_row + 1 < SKIPPED_IN_A_ROW:
-                    self._skip(reply, shards, batch, step, result)
+                    in_a_row = 0
+                elif self._skips and in_a_row + 1 < SKIPPED_IN_A_ROW:
+                    skipped, in_a_row = skipped + 1, in_a_row + 1
+                    if len(reply.skipped) < NAMED_SKIPS:
+                        reply.skipped.append(self._locate(shards, batch, step, result))
                 else:
                     reply.non_finite.CopyFrom(self._locate(shards, batch, step, result))
                     break
                 self.step = step
-                reply.computed_rows += shards.own_rows
-                if self._rank == 0 and (step == last_step or step % self._points == 0):
+                computed_rows += shards.own_rows
+                if reports_losses and (step == last_step or step % self._points == 0):
                     reply.losses.append(_loss(step, sums, rate))
                 self._took(step - first_step, clock() - step_began)
         steps = min(self.step - first_step + 1, STEP_TIMES)
-        reply.step = self.step
+        reply.step, reply.computed_rows = self.step, computed_rows
+        reply.skipped_steps, reply.skipped_in_a_row = skipped - request.skipped_steps, in_a_row
         reply.total_seconds = clock() - began
         reply.wait_seconds = self._reduction.waited_s - waited_s
         reply.compute_seconds = reply.total_seconds - reply.wait_seconds
@@ -98,18 +102,13 @@ class Stretches:
         reply.parameters_crc32c = _crc32c(self._memory.parameters)
         return reply
 
-    def _skip(self, reply: StretchReply, shards: ShardStacks, batch: Rows, step: int, result: Result) -> None:
-        if len(reply.skipped) < NAMED_SKIPS:
-            reply.skipped.append(self._locate(shards, batch, step, result))
-        reply.skipped_steps += 1
-        reply.skipped_in_a_row += 1
-
     def _forward_backward(self, shards: ShardStacks, step: int) -> Result:
         """This worker's gradient sums of the batch, one per subtree; nothing where all its shards are empty."""
+        finished = self._reduction.begin(shards.filled, step) if self._reduction.overlaps else None
         if not shards.stacks:
             return _NOTHING
         streams = Streams(self._model.seed, step, self._first_shard)
-        return self._model.loss_and_gradient(shards.stacks, shards.combine, streams)
+        return self._model.loss_and_gradient(shards.stacks, shards.combine, streams, finished)
 
     def _took(self, number: int, seconds: float) -> None:
         self._times[number % STEP_TIMES] = seconds

@@ -51,11 +51,18 @@ def five() -> Iterator[Workers]:
 SPLITS = [["a"], ["a", "a"], ["a"] * 3, ["a", "b"], ["a", "a", "b"], ["a", "b", "a"], ["a", "a", "b", "b", "c"]]
 
 
-@pytest.mark.parametrize(("batch_size", "shards", "steps"), [(128, 4, 20), (100, 8, 25), (64, 5, 20), (5000, 6, 4)])
+SMALL = (16, 4)
+LARGE = (300, 300, 4)  # has buckets that cross to other nodes while the backward pass goes on
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "shards", "steps", "units"),
+    [(128, 4, 20, SMALL), (100, 8, 25, SMALL), (64, 5, 20, SMALL), (5000, 6, 4, SMALL), (100, 8, 22, LARGE)],
+)
 def test_any_number_of_workers_and_nodes_gives_the_same_bits(
-    five: Workers, files: Path, digest: str, batch_size: int, shards: int, steps: int
+    five: Workers, files: Path, digest: str, batch_size: int, shards: int, steps: int, units: tuple[int, ...]
 ) -> None:
-    run = order(digest, batch_size=batch_size, shards=shards, standardize=True)
+    run = order(digest, batch_size=batch_size, shards=shards, units=units, standardize=True)
     hashes, velocities, losses, rows = set(), set(), set(), set()
     for nodes in SPLITS:
         if len(nodes) > shards:
@@ -287,12 +294,16 @@ def wait_for_steps(pid: int, fd: int, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("victim", "sign"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGSTOP), (2, signal.SIGSTOP)]
+    ("victim", "sign", "units"),
+    [
+        *((victim, sign, SMALL) for sign in (signal.SIGKILL, signal.SIGSTOP) for victim in (1, 2)),
+        *((victim, sign, LARGE) for sign in (signal.SIGKILL, signal.SIGSTOP) for victim in (1, 2)),
+    ],
 )
 def test_a_lost_worker_is_named_within_the_deadline_and_the_survivors_go_on(
-    files: Path, digest: str, victim: int, sign: signal.Signals
+    files: Path, digest: str, victim: int, sign: signal.Signals, units: tuple[int, ...]
 ) -> None:
-    run = order(digest, batch_size=64, shards=4, total_steps=10_000_000)
+    run = order(digest, batch_size=64, shards=4, units=units, total_steps=10_000_000)
     with Workers(["a", "a", "b"]) as workers:
         workers.form(files, run, floor_s=2.0)
         workers.restore()

@@ -10,7 +10,7 @@ import platform
 import select
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, final
 
 from worker.collective.peers import PeerError, peer_name
@@ -31,6 +31,7 @@ class Words(Protocol):
     arrived: memoryview  # barriers it has come to
     stopped: memoryview  # not 0: it gives up
     excused: memoryview  # not 0: it is late because of another node
+    announced: memoryview  # ranges of gradients that its backward passes have completed
 
 
 @final
@@ -50,6 +51,8 @@ class Barrier:
         self._rank, self._nodes, self._phase = rank, nodes, 0
         self._words = words
         self._mine, self._excused = words[rank].arrived, words[rank].excused
+        self._announced = words[rank].announced
+        self._all_announced = [own.announced for own in words.values()]
         self._others = [(other, own.arrived) for other, own in words.items() if other != rank]
         self._spins = _SPINS if len(words) <= len(os.sched_getaffinity(0)) else 0
         self._pidfds: dict[int, int] = {}
@@ -62,16 +65,20 @@ class Barrier:
                     self.close()
                     raise PeerError(f"{peer_name(other, nodes)} is gone: process {pid} ended", [other], 0) from error
 
-    def wait(self, step: int, deadline_s: float) -> None:
-        """Arrives, and returns once all have. Raises PeerError that names who ended, stopped or did not come."""
-        began = time.perf_counter()
-        self._phase += 1
-        phase = self._phase
+    def wait(self, step: int, deadline_s: float, meanwhile: Callable[[], None] | None = None) -> None:
+        """Arrives, and returns once all have. Raises PeerError that names who ended, stopped or did not come.
+
+        In a long wait `meanwhile` is called at each look at the peers.
+        """
+        self._phase = phase = self._phase + 1
         if _FENCE is None:
             self._mine[0] = phase
         else:
             with _FENCE:
                 self._mine[0] = phase
+        if not self._others:
+            return
+        began = time.perf_counter()
         for other, word in self._others:
             if word[0] >= phase:
                 continue
@@ -79,13 +86,21 @@ class Barrier:
                 if word[0] >= phase:
                     break
             else:
-                self._wait_long(other, word, phase, step, deadline_s)
+                self._wait_long(other, word, phase, step, deadline_s, meanwhile)
         if _FENCE is not None:
             with _FENCE:
                 pass
         self.waited_s += time.perf_counter() - began
 
-    def _wait_long(self, other: int, word: memoryview, phase: int, step: int, deadline_s: float) -> None:
+    def _wait_long(
+        self,
+        other: int,
+        word: memoryview,
+        phase: int,
+        step: int,
+        deadline_s: float,
+        meanwhile: Callable[[], None] | None,
+    ) -> None:
         clock, give_way = time.monotonic, os.sched_yield
         began = clock()
         look = began + _LOOK_S
@@ -96,6 +111,8 @@ class Barrier:
                 continue
             look = now + _LOOK_S
             self._look(phase, step)
+            if meanwhile is not None:
+                meanwhile()
             if now - began > deadline_s:
                 late = [rank for rank, counter in self._others if counter[0] < phase]
                 at_fault = [rank for rank in late if not self._words[rank].excused[0]]
@@ -116,6 +133,22 @@ class Barrier:
             pidfd = self._pidfds.get(rank)
             if counter[0] < phase and pidfd is not None and _ended(pidfd):
                 raise PeerError(f"{peer_name(rank, self._nodes)} ended and did not reach step {step}", [rank], step)
+
+    def announce(self, count: int) -> None:
+        """Tells the peers of the node that so many ranges of this worker's gradients may be read. Waits for nobody."""
+        if _FENCE is None:
+            self._announced[0] = count
+        else:
+            with _FENCE:
+                self._announced[0] = count
+
+    def announced(self) -> int:
+        """How many ranges all workers of the node have announced: their gradients may be read."""
+        count = min([word[0] for word in self._all_announced])
+        if _FENCE is not None:
+            with _FENCE:
+                pass
+        return count
 
     def stop(self, missing_rank: int) -> None:
         """Tells the peers of the node that this worker gives up because of `missing_rank` (or of itself)."""

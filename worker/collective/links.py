@@ -12,7 +12,7 @@ from typing import final
 class Message(IntEnum):
     """What crosses a link."""
 
-    GRADIENTS = 1  # a node's report and its subtrees' vectors of the owner's chunk
+    GRADIENTS = 1  # a bucket of a node's subtrees' vectors of the owner's chunk; the last one brings the node's report
     PARAMETERS = 2  # the owner's updated chunk
     ABORT = 3  # the sender gives up; the rank is the worker that it misses
     STATE_REQUEST = 4  # the coordinator asks for a range of a vector
@@ -31,6 +31,10 @@ class Links(ABC):
     @abstractmethod
     def expect(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         """Says where the next message of `rank` goes; its length must be that of `parts`."""
+
+    @abstractmethod
+    def progress(self, step: int) -> None:
+        """Sends and receives what can be at once; waits for nothing."""
 
     @abstractmethod
     def complete(self, step: int, deadline_s: float, sent: bool, late: Callable[[], None]) -> None:
@@ -57,6 +61,9 @@ class NoLinks(Links):
 
     def expect(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         raise AssertionError(f"no link to worker {rank}: the group is on one node")
+
+    def progress(self, step: int) -> None:
+        return None
 
     def complete(self, step: int, deadline_s: float, sent: bool, late: Callable[[], None]) -> None:
         return None

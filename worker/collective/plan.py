@@ -9,6 +9,7 @@ from typing import final
 
 import numpy as np
 
+from worker.collective.buckets import Bucket
 from worker.collective.layout import ExchangeLayout
 from worker.collective.shared_memory import F32, F64, REPORT_FLOATS
 from worker.collective.sums import Addition, ScalarSum, ScratchBlocks, VectorSum
@@ -61,17 +62,18 @@ class Block:
 @final
 @dataclass(frozen=True, slots=True)
 class NodeSums:
-    """What goes to the owner of a chunk on another node: additions to carry out, then the parts of the message."""
+    """What goes to the owner of a chunk on another node: by bucket, additions to carry out and then the parts of a message,
+    none where the bucket has nothing of the chunk. The node's report ends the last."""
 
     owner: int
-    additions: list[Addition]
-    parts: list[memoryview]
+    pieces: list[tuple[list[Addition], list[memoryview]]]
 
 
 @final
 class StepPlan:
     """The plan of worker `rank` for batches whose first `filled` shards have rows; no block of its chunk crosses a cut.
 
+    `buckets` cover the vector, in the order in which they cross; the whole vector is one unless given.
     With `keeps` the mean gradient of the chunk stays after a block was left: in the worker's own first vector, of which nobody
     else reads the worker's own chunk.
     """
@@ -85,7 +87,9 @@ class StepPlan:
         scratch: ScratchBlocks,
         cuts: Sequence[int] = (),
         keeps: bool = False,
+        buckets: Sequence[Bucket] = (),
     ) -> None:
+        self.buckets = buckets or (Bucket(0, ((0, layout.size),)),)
         self._layout, self._memory, self._scratch, self._node = layout, memory, scratch, layout.nodes[rank]
         self._members = layout.members[self._node]
         self._kept = memory.gradients[rank][0] if keeps else None
@@ -112,7 +116,9 @@ class StepPlan:
             vectors.update(zip(remote, received, strict=True))
             places.update({subtree: (carrier, index) for index, subtree in enumerate(remote)})
             self._reports[carrier] = report
-            self.gradients_in.append((carrier, message_parts(report, *received)))
+            messages = [message_parts(*_pieces(received, bucket, first, end)) for bucket in self.buckets]
+            messages[-1] += message_parts(report)
+            self.gradients_in += [(carrier, parts) for parts in messages if parts]
         self._total = ScalarSum((0, layout.shards), places)
         borders = [first, *(cut for cut in cuts if first < cut < end), end]
         self.blocks = [
@@ -129,7 +135,10 @@ class StepPlan:
     def total(self) -> StepSums:
         """The sums over the batch, out of all reports; the same on every worker."""
         loss_sum, denominator = self._total.of(self._reports)
-        return StepSums(loss_sum, denominator, all(report[0] == 1.0 for report in self._reports.values()))
+        finite = True
+        for report in self._reports.values():
+            finite &= report.item(0) == 1.0
+        return StepSums(loss_sum, denominator, finite)
 
     def report_node(self) -> None:
         """Joins the reports of the node's workers into the one that other nodes get."""
@@ -149,7 +158,7 @@ class StepPlan:
     def _sums_for(self, owner: int) -> NodeSums:
         """This node's sums of the owner's chunk, one per subtree: a worker's own vector, or summed into memory for it."""
         first, end = self._layout.chunks[owner]
-        additions: list[Addition] = []
+        pieces: list[tuple[list[Addition], list[memoryview]]] = [([], []) for _ in self.buckets]
         vectors: list[F32] = []
         for subtree in self._node_subtrees:
             inside = [place for s, place in self._local.items() if subtree[0] <= s[0] and s[1] <= subtree[1]]
@@ -157,13 +166,28 @@ class StepPlan:
                 member, index = inside[0]
                 vectors.append(self._memory.gradients[member][index, first:end])
                 continue
-            target = np.zeros(end - first, np.float32)
-            for at in range(first, end, BLOCK_FLOATS):
-                to = min(at + BLOCK_FLOATS, end)
-                pieces = {s: self._memory.gradients[member][index, at:to] for s, (member, index) in self._local.items()}
-                additions += VectorSum(subtree, pieces, self._scratch, target[at - first : to - first]).additions
-            vectors.append(target)
-        return NodeSums(owner, additions, message_parts(self._node_report, *vectors))
+            vectors.append(np.zeros(end - first, np.float32))
+            for bucket, (additions, _) in zip(self.buckets, pieces, strict=True):
+                for lo, hi in bucket.within(first, end):
+                    additions += self._additions(subtree, lo, hi, vectors[-1][lo - first : hi - first])
+        for bucket, (_, parts) in zip(self.buckets, pieces, strict=True):
+            parts += message_parts(*_pieces(vectors, bucket, first, end))
+        pieces[-1][1].extend(message_parts(self._node_report))
+        return NodeSums(owner, pieces)
+
+    def _additions(self, subtree: Subtree, first: int, end: int, target: F32) -> list[Addition]:
+        """Those that sum the node's vectors over a subtree at [first, end), block by block."""
+        additions: list[Addition] = []
+        for at in range(first, end, BLOCK_FLOATS):
+            to = min(at + BLOCK_FLOATS, end)
+            pieces = {s: self._memory.gradients[member][index, at:to] for s, (member, index) in self._local.items()}
+            additions += VectorSum(subtree, pieces, self._scratch, target[at - first : to - first]).additions
+        return additions
+
+
+def _pieces(vectors: Sequence[F32] | F32, bucket: Bucket, first: int, end: int) -> list[F32]:
+    """The parts of a bucket out of vectors of the chunk [first, end), range by range."""
+    return [vector[lo - first : hi - first] for lo, hi in bucket.within(first, end) for vector in vectors]
 
 
 def message_parts(*arrays: F32 | F64) -> list[memoryview]:

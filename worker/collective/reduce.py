@@ -11,12 +11,14 @@ gathered in the same way.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, final
 
 import numpy as np
 
 from worker.collective.barrier import Barrier
+from worker.collective.buckets import Range, buckets
+from worker.collective.gradient_exchange import GradientExchange
 from worker.collective.layout import ExchangeLayout
 from worker.collective.links import Links, Message
 from worker.collective.norms import NormExchange, Norms
@@ -66,7 +68,10 @@ class Update(Protocol):
 
 @final
 class Reduction:
-    """One worker's part of the reduction. All workers of the group call `step` with the same steps in the same order."""
+    """One worker's part of the reduction. All workers of the group call `step` with the same steps in the same order.
+
+    `finished_ranges` are those of the model: with them, and other nodes, gradients cross while the backward pass goes on.
+    """
 
     def __init__(
         self,
@@ -77,6 +82,7 @@ class Reduction:
         links: Links,
         update: Update,
         deadlines: Deadlines,
+        finished_ranges: Sequence[Range] = (),
     ) -> None:
         self._layout, self._rank, self._memory = layout, rank, memory
         self._barrier, self._links, self._update, self._deadlines = barrier, links, update, deadlines
@@ -84,14 +90,26 @@ class Reduction:
         self._norms = None if update.norms is None else NormExchange(layout, rank, memory.norms, update.norms)
         self._passes = 1 if update.norms is None else 1 + len(update.norms.rows)
         self._report = memory.reports[rank]
-        self._denominator, self._rows = np.ones((2, 1), np.float32)
+        # 0-d arrays: a division by one is faster than by an array of one number.
+        self._denominator, self._rows = np.ones((), np.float32), np.ones((), np.float32)
         self._plans: dict[int, StepPlan] = {}
         self._links_waited_s = 0.0
+        self._gradients = GradientExchange(barrier, links)
+        self._finished = self._gradients.finished
+        self._buckets = buckets(finished_ranges)
+        # Whether the backward pass has anybody to tell what it has finished: the last bucket is sent after it in any case.
+        self.overlaps = len(layout.members) > 1 and len(self._buckets) > 1
+        self._go_on = self._gradients.go_on if self.overlaps else None
 
     @property
     def waited_s(self) -> float:
         """Time spent in waiting for peers so far."""
         return self._barrier.waited_s + self._links_waited_s
+
+    def begin(self, filled: int, step: int) -> Callable[[int], None]:
+        """Opens a step that overlaps, before its passes. What it returns is told what the backward pass has completed."""
+        self._gradients.begin(self._plan(filled), step)
+        return self._finished  # the same object in every step
 
     def step(
         self,
@@ -108,18 +126,16 @@ class Reduction:
 
         The sums are per subtree of this worker; the vectors are in its memory.
         """
-        plan = self._plans.get(filled)
-        if plan is None:
-            plan = self._plans[filled] = StepPlan(
-                self._layout, self._rank, self._memory, filled, self._scratch, self._update.cuts, self._passes > 1
-            )
+        plan = self._plan(filled)
         report = self._report
         report[0] = 1.0 if finite else 0.0
         for index, value in enumerate(loss_sums):
             report[1 + 2 * index] = value
             report[2 + 2 * index] = denominators[index]
 
-        self._barrier.wait(step, self._deadlines.seconds)  # gradients are ready
+        if self._go_on is not None:
+            self._go_on()
+        self._barrier.wait(step, self._deadlines.seconds, self._go_on)  # gradients are ready
         if plan.gradients_in:
             self._exchange_gradients(plan, step)
         total = plan.total()
@@ -131,9 +147,24 @@ class Reduction:
         self._barrier.wait(step, self._deadlines.seconds)
         return total
 
+    def _plan(self, filled: int) -> StepPlan:
+        plan = self._plans.get(filled)
+        if plan is None:
+            plan = self._plans[filled] = StepPlan(
+                self._layout,
+                self._rank,
+                self._memory,
+                filled,
+                self._scratch,
+                self._update.cuts,
+                self._passes > 1,
+                self._buckets,
+            )
+        return plan
+
     def _apply(self, plan: StepPlan, step: int, update: int, learning_rate: float, denominator: float, rows: int) -> None:
-        self._denominator[...] = denominator or 1.0  # no weight at all: the sum is zero, and so is the gradient
-        self._rows[...] = rows
+        self._denominator[()] = denominator or 1.0  # no weight at all: the sum is zero, and so is the gradient
+        self._rows[()] = rows
         add, divide, apply, learned = np.add, np.divide, self._update.apply, self._update.learned
         for block in plan.blocks:
             for left, right, out in block.additions:
@@ -158,13 +189,7 @@ class Reduction:
         self._barrier.wait(step, self._deadlines.seconds)
 
     def _exchange_gradients(self, plan: StepPlan, step: int) -> None:
-        for rank, parts in plan.gradients_in:
-            self._links.expect(rank, Message.GRADIENTS, step, parts)
-        plan.report_node()
-        for sums in plan.gradients_out:
-            for left, right, out in sums.additions:
-                np.add(left, right, out=out)
-            self._links.send(sums.owner, Message.GRADIENTS, step, sums.parts)
+        self._gradients.finish(plan, step)
         self._complete(step, wait=1, sent=False)
 
     def _exchange_parameters(self, plan: StepPlan, step: int, finite: bool) -> None:

@@ -34,6 +34,7 @@ _ARRIVED = 1 * LINE
 _STOPPED = 2 * LINE
 _EXCUSED = 3 * LINE
 _REPORT = 4 * LINE
+_ANNOUNCED = _REPORT + 8 * REPORT_FLOATS
 _HEADER_BYTES = mmap.PAGESIZE
 
 
@@ -82,6 +83,7 @@ class Segment:
         self.arrived = words[_ARRIVED // 8 : _ARRIVED // 8 + 1]
         self.stopped = words[_STOPPED // 8 : _STOPPED // 8 + 1]
         self.excused = words[_EXCUSED // 8 : _EXCUSED // 8 + 1]
+        self.announced = words[_ANNOUNCED // 8 : _ANNOUNCED // 8 + 1]
         self.report: F64 = np.frombuffer(self.map, np.float64, REPORT_FLOATS, _REPORT)
 
     @classmethod

@@ -102,7 +102,7 @@ class ScalarSum:
         if not self._adds:
             reporter, at = self._cells[self._result]
             report = reports[reporter]
-            return float(report[at]), float(report[at + 1])
+            return report.item(at), report.item(at + 1)
         losses = [float(reports[reporter][at]) for reporter, at in self._cells]
         denominators = [float(reports[reporter][at + 1]) for reporter, at in self._cells]
         for left, right in self._adds:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import final
 
 from worker.collective.links import Links, Message
@@ -39,7 +40,8 @@ class _Link:
     def __init__(self, rank: int, name: str, connection: socket.socket) -> None:
         self.rank, self.name, self.socket = rank, name, connection
         connection.setblocking(False)
-        self.out: deque[memoryview] = deque()
+        self.out: deque[memoryview] = deque()  # what is left of the frame under way
+        self.waiting: deque[list[memoryview]] = deque()  # frames that have not begun
         self.expected: deque[tuple[Message, int, Sequence[memoryview]]] = deque()
         self._head = memoryview(bytearray(HEADER.size))
         self._got = 0  # bytes of the header that came
@@ -48,16 +50,15 @@ class _Link:
     def push(self) -> bool:
         """Sends what the socket takes. True if anything went."""
         moved = False
-        while self.out:
+        while self.out or self.waiting:
+            if not self.out:
+                self.out.extend(self.waiting.popleft())
             try:
-                sent = self.socket.sendmsg([*self.out][:_MOST_PARTS])
+                sent = self.socket.sendmsg(islice(self.out, _MOST_PARTS))
             except BlockingIOError:
                 return moved
             moved = True
-            while self.out and sent >= len(self.out[0]):
-                sent -= len(self.out.popleft())
-            if sent:
-                self.out[0] = self.out[0][sent:]
+            _advance(self.out, sent)
         return moved
 
     def pull(self) -> bool:
@@ -65,18 +66,15 @@ class _Link:
         moved = False
         while self.expected:
             try:
-                target = self._head[self._got :] if not self._parts else self._parts[0]
-                count = self.socket.recv_into(target)
+                targets = islice(self._parts, _MOST_PARTS) if self._parts else (self._head[self._got :],)
+                count = self.socket.recvmsg_into(targets)[0]
             except BlockingIOError:
                 return moved
             if count == 0:
                 raise _Broken("closed its link")
             moved = True
             if self._parts:
-                if count == len(target):
-                    self._parts.popleft()
-                else:
-                    self._parts[0] = target[count:]
+                _advance(self._parts, count)
                 if not self._parts:
                     self.expected.popleft()
                 continue
@@ -104,6 +102,14 @@ class _Link:
             self.expected.popleft()
 
 
+def _advance(parts: deque[memoryview], count: int) -> None:
+    """Takes the first `count` bytes off; no byte is moved."""
+    while parts and count >= len(parts[0]):
+        count -= len(parts.popleft())
+    if count:
+        parts[0] = parts[0][count:]
+
+
 @final
 class _Broken(Exception):
     """A link that cannot go on; `missing` is the rank that the other end misses, if it said so."""
@@ -120,15 +126,23 @@ class TcpLinks(Links):
     def __init__(self, rank: int, nodes: Sequence[str], connections: Mapping[int, socket.socket]) -> None:
         self._rank, self._nodes = rank, nodes
         self._links = {peer: _Link(peer, peer_name(peer, nodes), connection) for peer, connection in connections.items()}
+        self._arrivals = select.poll()
+        for connection in connections.values():
+            self._arrivals.register(connection, select.POLLIN)
 
     def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         link = self._links[rank]
-        link.out.append(memoryview(header(message, self._rank, step, sum(map(len, parts)))))
-        link.out.extend(parts)
+        link.waiting.append([memoryview(header(message, self._rank, step, sum(map(len, parts)))), *parts])
         self._guarded(link, step)
 
     def expect(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         self._links[rank].expected.append((message, step, parts))
+
+    def progress(self, step: int) -> None:
+        arrived = {descriptor for descriptor, _ in self._arrivals.poll(0)}
+        for link in self._links.values():
+            if link.out or link.socket.fileno() in arrived:
+                self._guarded(link, step)
 
     def complete(self, step: int, deadline_s: float, sent: bool, late: Callable[[], None]) -> None:
         end, told = time.monotonic() + deadline_s, False
@@ -137,7 +151,7 @@ class TcpLinks(Links):
             for link in self._links.values():
                 moved |= self._guarded(link, step)
             silent = [link for link in self._links.values() if link.expected]
-            full = [link for link in self._links.values() if link.out]
+            full = [link for link in self._links.values() if link.out]  # nothing waits behind an empty one
             if not silent and not (sent and full):
                 return
             if moved:
@@ -173,7 +187,9 @@ class TcpLinks(Links):
     def abort(self, missing_rank: int, step: int) -> None:
         frame = header(Message.ABORT, missing_rank, step, 0)
         for link in self._links.values():
+            link.waiting.clear()
             with suppress(OSError):  # it is gone, or its buffer is full
+                link.push()
                 if not link.out:  # in the middle of a frame nothing else can be said; its end says it
                     link.socket.send(frame)
             # Not closed: what has come and was not read would then break the link before the peer has read this.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TypeAlias, TypeVar, final
 
 import numpy as np
@@ -98,7 +99,7 @@ class Program:
     adds: list[tuple[Array, Array, Array]] = field(default_factory=list)
     copies: list[tuple[Array, Array]] = field(default_factory=list)
     gaps: list[Array] = field(default_factory=list)
-    looks: list[tuple[Array, Array]] = field(default_factory=list)
+    looks: list[Array] = field(default_factory=list)
 
     def run(self) -> bool:
         """Combines; False if a sum is not finite."""
@@ -112,21 +113,24 @@ class Program:
         return all_finite(self.looks)
 
 
-def all_finite(looks: Sequence[tuple[Array, Array]]) -> bool:
-    """Whether all vectors are finite; each comes with as many zeros.
+def all_finite(vectors: Sequence[Array]) -> bool:
+    """Whether all numbers of the vectors are finite.
 
-    0 times a finite number is 0; times infinity or NaN it is NaN. Nothing can overflow.
+    A sum of squares is the fastest look at a vector: if it is finite, so are all terms. It may overflow where no number does;
+    then the largest and the smallest decide.
     """
-    finite, dot = True, np.dot
-    for vector, zeros in looks:
-        finite &= bool(dot(vector, zeros) == 0)
-    return finite
+    for vector in vectors:
+        if not isfinite(vector.dot(vector)):
+            extremes = np.maximum.reduce(vector), np.minimum.reduce(vector)
+            if not all(map(isfinite, extremes)):
+                return False
+    return True
 
 
-def plan_span(span: Span, nodes: Sequence[Subtree], stack: Array | None, gradients: Array, zeros: Array) -> Program:
+def plan_span(span: Span, nodes: Sequence[Subtree], stack: Array | None, gradients: Array) -> Program:
     """The program that sums `stack` (leaves, span) into `gradients` (subtrees, P) at the span.
 
-    `stack` is None where every subtree is one shard, whose gradient was written in place. `zeros` has a block's length.
+    `stack` is None where every subtree is one shard, whose gradient was written in place.
     """
     program = Program()
     for first in range(span.first, span.end, BLOCK_FLOATS):
@@ -135,7 +139,7 @@ def plan_span(span: Span, nodes: Sequence[Subtree], stack: Array | None, gradien
             out = gradients[row, first:end]
             if stack is not None:
                 _plan_node(program, node, stack[:, first - span.first : end - span.first], out)
-            program.looks.append((out, zeros[: end - first]))
+            program.looks.append(out)
     if stack is not None:
         for entry, following in zip(span.entries, [*span.entries[1:], None], strict=True):
             end = following.offset if following else span.end

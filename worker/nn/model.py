@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
@@ -54,16 +54,11 @@ class Result:
 @final
 @dataclass(slots=True)
 class _Known:
-    """Arrays that were found right, held so that no other array can have their identity."""
+    """Stacks that were found right, held so that nothing else can have their identity."""
 
     stacks: tuple[Stack, ...]
     combine: tuple[Subtree, ...] | None
     step: StepPass
-
-    def holds(self, stacks: Sequence[Stack], combine: Sequence[Subtree] | None) -> bool:
-        if combine is not self.combine or len(stacks) != len(self.stacks):
-            return False
-        return all(x is u and y is v for (x, y), (u, v) in zip(stacks, self.stacks, strict=True))
 
 
 @final
@@ -131,18 +126,28 @@ class Model:
             for entry in entries:
                 tensors[entry.name][...] = INITIALIZERS[entry.initial.kind](stream, entry.initial, entry.shape)
 
+    @property
+    def finished_ranges(self) -> tuple[tuple[int, int], ...]:
+        """The ranges of the flat vector in the order in which a backward pass completes them: by the network alone."""
+        return self._network.finished_ranges
+
     def loss_and_gradient(
-        self, stacks: Sequence[Stack], combine: Sequence[Subtree] | None = None, streams: Streams | None = None
+        self,
+        stacks: Sequence[Stack],
+        combine: Sequence[Subtree] | None = None,
+        streams: Streams | None = None,
+        finished: Callable[[int], None] | None = None,
     ) -> Result:
         """One forward and one backward pass over one or two stacks of equal shards.
 
         A stack is (x, y): x (S, R, *input_shape), y (S, R, *target), C-contiguous, in ascending shard order. `combine` are the
         tree's maximal nodes inside these shards, counted from the first of them; unless given, the one tree over all. A node
         that reaches past the last shard stands for one whose shards there are empty. Fills the first rows of `gradients`
-        with one gradient sum per node.
+        with one gradient sum per node. `finished` is told during the backward pass how many of `finished_ranges` are complete
+        in all of them: at least once after each, in their order.
         """
         step = self._step(stacks, combine)
-        losses, denominators, finite = step.run(stacks, streams)
+        losses, denominators, finite = step.run(stacks, streams, finished)
         if len(losses) == 1:
             return Result((losses[0],), (denominators[0],), finite and math.isfinite(losses[0]))
         loss_sums = tuple([tree_sum(node, losses) for node in step.nodes])
@@ -204,12 +209,13 @@ class Model:
         return replace(measured, loss_sum=loss_sum, denominator=denominator, log_loss_sum=log_loss_sum)
 
     def _step(self, stacks: Sequence[Stack], combine: Sequence[Subtree] | None) -> StepPass:
-        """The buffers for these stacks; arrays that came before, as a worker's own buffers do, are not looked at again."""
+        """The buffers for these stacks; a tuple that came before, as that of a worker's own buffers does, is not looked at
+        again."""
+        known = self._known.get(id(stacks))
+        if known is not None and known.combine is combine:
+            return known.step
         if not 1 <= len(stacks) <= 2:
             raise UserError.of("model", f"{len(stacks)} stacks", "it takes one stack or two", "WRONG_SHAPE")
-        known = self._known.get(id(stacks[0][0]))
-        if known is not None and known.holds(stacks, combine):
-            return known.step
         key = (tuple([x.shape for x, _ in stacks]), None if combine is None else tuple(combine))
         step = self._steps.get(key) or self._plan(key)
         for x, y in stacks:
@@ -217,10 +223,10 @@ class Model:
                 self._refuse(x, y)
             if y.shape[:2] != x.shape[:2] or y.shape[2:] != self.target_shape:
                 self._refuse(x, y)
-        if combine is None or isinstance(combine, tuple):
+        if isinstance(stacks, tuple) and (combine is None or isinstance(combine, tuple)):
             if len(self._known) >= MAX_PASSES:
                 self._known.clear()
-            self._known[id(stacks[0][0])] = _Known(tuple(stacks), combine, step)
+            self._known[id(stacks)] = _Known(stacks, combine, step)
         return step
 
     def _plan(self, key: tuple[Any, ...]) -> StepPass:

@@ -51,7 +51,7 @@ class Optimizer(ABC):
         learning_rate: float,
         decays: bool = True,
     ) -> None:
-        """One update of 1-D views of equal length: the parameters and the state, in place; the gradient stays (but see Lamb).
+        """One update of 1-D views of equal length: the parameters and the state, in place; the gradient may be overwritten.
 
         The gradient is the mean, after the division by the denominator. `step` counts from 1. `decays` says whether these are
         weights, which decay where the method has a decay. Any cut of a vector into views gives the same bits.
@@ -72,7 +72,7 @@ class Optimizer(ABC):
 
     def _begin(self, step: int, learning_rate: float, decays: bool) -> None:
         """Sets the numbers that depend on the step, each computed in float64 and rounded once."""
-        self._rate[...] = learning_rate
+        self._rate[()] = learning_rate
 
     def _number(self, value: float) -> Array:
         return np.array(value, self._dtype)
@@ -87,8 +87,8 @@ class Sgd(Optimizer):
     """w -= rate * g (Robbins and Monro 1951)."""
 
     def _update(self, w: Array, g: Array, state: Sequence[Array], t: Array) -> None:
-        np.multiply(g, self._rate, out=t)
-        np.subtract(w, t, out=w)
+        np.multiply(g, self._rate, out=g)
+        np.subtract(w, g, out=w)
 
 
 @final
@@ -103,8 +103,9 @@ class Momentum(Optimizer):
         v = state[0]
         np.multiply(v, self._momentum, out=v)
         np.add(v, g, out=v)
-        np.multiply(v, self._rate, out=t)
-        np.subtract(w, t, out=w)
+        # In the gradient's place: one vector less in the cache.
+        np.multiply(v, self._rate, out=g)
+        np.subtract(w, g, out=w)
 
 
 @final
@@ -178,8 +179,8 @@ class _Adaptive(Optimizer):
         self._epsilon, self._correction = self._number(record.epsilon), self._number(1)
 
     def _begin(self, step: int, learning_rate: float, decays: bool) -> None:
-        self._rate[...] = learning_rate / (1 - power(self._record.beta1, step))
-        self._correction[...] = 1 / math.sqrt(1 - power(self._record.beta2, step))
+        self._rate[()] = learning_rate / (1 - power(self._record.beta1, step))
+        self._correction[()] = 1 / math.sqrt(1 - power(self._record.beta2, step))
 
     def _update(self, w: Array, g: Array, state: Sequence[Array], t: Array) -> None:
         self._direct(g, state, t)
@@ -220,7 +221,7 @@ class AdamW(_Adaptive):
 
     def _begin(self, step: int, learning_rate: float, decays: bool) -> None:
         super()._begin(step, learning_rate, decays)
-        self._kept[...] = 1 - learning_rate * self._weight_decay if decays else 1
+        self._kept[()] = 1 - learning_rate * self._weight_decay if decays else 1
 
     def _update(self, w: Array, g: Array, state: Sequence[Array], t: Array) -> None:
         np.multiply(w, self._kept, out=w)
@@ -247,7 +248,7 @@ class Lamb(_Adaptive):
 
     def _begin(self, step: int, learning_rate: float, decays: bool) -> None:
         super()._begin(step, 1.0, decays)
-        self._decay[...] = self._weight_decay if decays else 0.0
+        self._decay[()] = self._weight_decay if decays else 0.0
 
     def _update(self, w: Array, g: Array, state: Sequence[Array], t: Array) -> None:
         self._direct(g, state, t)
@@ -257,7 +258,7 @@ class Lamb(_Adaptive):
 
     def move(self, w: Array, u: Array, rate: float) -> None:
         """w -= rate * u, with the trust in the rate, on 1-D views of equal length; overwrites u."""
-        self._move_rate[...] = rate
+        self._move_rate[()] = rate
         np.multiply(u, self._move_rate, out=u)
         np.subtract(w, u, out=w)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -14,10 +15,10 @@ from worker.nn.layers import Layer, Layout, Setting, build_layer, layer_class
 from worker.nn.layers.joins import Add, Concatenate, Join
 from worker.nn.layers.transpose import Transpose
 from worker.nn.losses import Loss, build_loss
-from worker.nn.parameters import Array, aligned_zeros, internal_views
+from worker.nn.parameters import Array, internal_views
 from worker.nn.shapes import BLOCK_FLOATS, LayerShapes, ParameterLayout, flattened
 from worker.nn.streams import Streams
-from worker.nn.tiles import TiledSum, scratch_tiles
+from worker.nn.tiles import TiledSum, scratch_tiles, tile_borders
 from worker.specs import LossRecord
 
 
@@ -38,6 +39,22 @@ class Network:
         by_number = {layer.number: layer for layer in flattened(shapes)}
         # Spans that are one large weight, which its layer gives tile by tile.
         self.tiled = [span for span in self.spans if _is_tiled(span, by_number)]
+        self.finished_ranges = self._finished_ranges()
+
+    def _finished_ranges(self) -> tuple[tuple[int, int], ...]:
+        """The range of the flat vector that each program of a backward pass completes, in their order."""
+        ranges: list[tuple[int, int]] = []
+        for node in reversed(self.graph.nodes):
+            if node.kind != "layer":
+                continue
+            own = [span for span in self.spans if span.layer == node.shapes.number]
+            ranges.extend((span.first, span.end) for span in own if span not in self.tiled)
+            for span in own:
+                if span in self.tiled:
+                    rows, columns = span.entries[0].internal_shape
+                    ends = [span.first + columns * row for row in tile_borders(rows, columns)]
+                    ranges.extend(pairwise([*ends[:-1], span.end]))
+        return tuple(ranges)
 
     def tensors_of(self, layer: LayerShapes, views: dict[str, Array]) -> dict[str, Array]:
         """A layer's own tensors out of all that are there, by their short names."""
@@ -206,6 +223,19 @@ class StackPass:
             np.copyto(self.z, dz)
 
 
+@final
+class Announcement:
+    """Tells, between the programs of a backward pass, how many of them are done."""
+
+    def __init__(self, finished: Callable[[int], None], count: int) -> None:
+        self._finished, self._count = finished, count
+
+    def run(self) -> bool:
+        """Tells it; True, as of a program that met nothing that is not finite."""
+        self._finished(self._count)
+        return True
+
+
 class NodeBackward(NamedTuple):
     """The backward pass of one node over a worker's stacks; a tuple, since every step takes it apart.
 
@@ -215,7 +245,7 @@ class NodeBackward(NamedTuple):
 
     moment: int
     calls: list[tuple[Callable[[Any], object], Array, list[tuple[Array, Array, Array]]]]
-    programs: list[Program | TiledSum]
+    programs: Sequence[Program | TiledSum | Announcement]
 
 
 @final
@@ -229,12 +259,11 @@ class StepPass:
         direct = len(nodes) == leaves
         whole = [span for span in network.spans if span not in network.tiled]
         scratch = None if direct else span_stacks(whole, leaves, network.dtype)
-        zeros = aligned_zeros((min(BLOCK_FLOATS, network.layout.size),), network.dtype)
         programs: dict[int, list[Program | TiledSum]] = {}
         views: dict[str, Array] = {}
         for number, span in enumerate(whole):
             stack = None if scratch is None else scratch[number]
-            programs.setdefault(span.layer, []).append(plan_span(span, nodes, stack, gradients, zeros))
+            programs.setdefault(span.layer, []).append(plan_span(span, nodes, stack, gradients))
             views.update(_gradient_views(span, gradients[:leaves] if stack is None else stack, stack is not None))
         self.passes: list[StackPass] = []
         first = 0
@@ -243,7 +272,7 @@ class StepPass:
             self.passes.append(StackPass(network, shards, rows, own, first))
             first += shards
         graph = network.graph
-        self._add_tiled_sums(network, programs, gradients, zeros)
+        self._add_tiled_sums(network, programs, gradients)
         # From the last node down to the first that learns.
         self.backward = [
             NodeBackward(
@@ -254,10 +283,10 @@ class StepPass:
             for moment, node in reversed(list(enumerate(graph.nodes)))
             if graph.learning[node.output]
         ]
+        # Whom the last pass with announcements told, and that pass.
+        self._announced: tuple[Callable[[int], None] | None, list[NodeBackward]] = (None, [])
 
-    def _add_tiled_sums(
-        self, network: Network, programs: dict[int, list[Program | TiledSum]], gradients: Array, zeros: Array
-    ) -> None:
+    def _add_tiled_sums(self, network: Network, programs: dict[int, list[Program | TiledSum]], gradients: Array) -> None:
         moments = {node.shapes.number: at for at, node in enumerate(network.graph.nodes) if node.kind == "layer"}
         entries = [span.entries[0] for span in network.tiled]
         scratch = scratch_tiles([entry.internal_shape for entry in entries], self.nodes, network.dtype)
@@ -265,7 +294,24 @@ class StepPass:
             leaves = [(own.layer(moments[entry.layer]), shard) for own in self.passes for shard in range(own.shards)]
             rows = gradients[: len(self.nodes), entry.offset : entry.offset + entry.size]
             out = rows.reshape(len(self.nodes), *entry.internal_shape)
-            programs.setdefault(entry.layer, []).append(TiledSum(leaves, self.nodes, out, scratch, zeros))
+            programs.setdefault(entry.layer, []).extend(
+                TiledSum(leaves, self.nodes, out, slice(first, end), scratch)
+                for first, end in pairwise(tile_borders(*entry.internal_shape))
+            )
+
+    def _announcing(self, finished: Callable[[int], None]) -> list[NodeBackward]:
+        """The backward pass with announcements to `finished`; kept for the next step."""
+        if self._announced[0] != finished:
+            backward, count = [], 0
+            for moment, calls, programs in self.backward:
+                # The first one follows the node's own pass, and says nothing new.
+                told: list[Program | TiledSum | Announcement] = [Announcement(finished, count)]
+                for program in programs:
+                    count += 1
+                    told += (program, Announcement(finished, count))
+                backward.append(NodeBackward(moment, calls, told))
+            self._announced = (finished, backward)
+        return self._announced[1]
 
     def losses(self, stacks: Sequence[tuple[Array, Any]], streams: Streams | None) -> tuple[list[float], list[float]]:
         """(loss sums, denominators) by shard: the forward half of `run`."""
@@ -278,13 +324,21 @@ class StepPass:
             denominators.extend(loss.denominators.tolist())
         return loss_sums, denominators
 
-    def run(self, stacks: Sequence[tuple[Array, Any]], streams: Streams | None) -> tuple[list[float], list[float], bool]:
-        """(loss sums, denominators) by shard, and whether all gradients are finite; these lie in the model's rows."""
+    def run(
+        self,
+        stacks: Sequence[tuple[Array, Any]],
+        streams: Streams | None,
+        finished: Callable[[int], None] | None = None,
+    ) -> tuple[list[float], list[float], bool]:
+        """(loss sums, denominators) by shard, and whether all gradients are finite; these lie in the model's rows.
+
+        `finished` is told how many of the network's `finished_ranges` are complete, at least once after each.
+        """
         loss_sums, denominators = self.losses(stacks, streams)
         for stack_pass in self.passes:
             stack_pass.take_gradient(stack_pass.loss.backward())
         finite = True
-        for _, calls, programs in self.backward:
+        for _, calls, programs in self.backward if finished is None else self._announcing(finished):
             for backward, dy, sums in calls:
                 backward(dy)
                 for before, dx, total in sums:

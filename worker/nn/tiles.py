@@ -11,7 +11,7 @@ import numpy as np
 from worker.nn.combination import Subtree, all_finite, evaluate
 from worker.nn.layers import Layer
 from worker.nn.parameters import Array, aligned_zeros
-from worker.nn.shapes import BLOCK_FLOATS, TILE_FLOATS, TILE_ROWS
+from worker.nn.shapes import TILE_FLOATS, TILE_ROWS
 
 # What is called, and with what.
 Call: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
@@ -32,24 +32,20 @@ def scratch_tiles(shapes: Sequence[tuple[int, ...]], nodes: Sequence[Subtree], d
 
 @final
 class TiledSum:
-    """The gradient of one weight (O, I) over the shards of one or two stacks, one sum for each node.
+    """The gradient of one tile of a weight (O, I) over the shards of one or two stacks, one sum for each node.
 
     `leaves` are the layer at its stack shape, and the number in its stack, of each shard. `out` (nodes, O, I) are the gradient
-    vectors at the weight; `zeros` has a block's length.
+    vectors at the weight, of which the tile is the rows `tile`.
     """
 
     def __init__(
-        self, leaves: Sequence[tuple[Layer, int]], nodes: Sequence[Subtree], out: Array, scratch: Sequence[Array], zeros: Array
+        self, leaves: Sequence[tuple[Layer, int]], nodes: Sequence[Subtree], out: Array, tile: slice, scratch: Sequence[Array]
     ) -> None:
         self._leaves, self._scratch = leaves, scratch
-        # By tile and node: products and sums, then the look for what is not finite.
-        self._tiles: list[tuple[list[Call], list[tuple[Array, Array]]]] = []
-        for first, end in pairwise(tile_borders(*out.shape[1:])):
-            for node, total in zip(nodes, out, strict=True):
-                calls = self._plan(node, slice(first, end), total[first:end])
-                flat = total[first:end].reshape(-1)
-                parts = [flat[at : at + BLOCK_FLOATS] for at in range(0, flat.size, BLOCK_FLOATS)]
-                self._tiles.append((calls, [(part, zeros[: len(part)]) for part in parts]))
+        # By node: products and sums, then the look for what is not finite.
+        self._sums = [
+            (self._plan(node, tile, total[tile]), total[tile].reshape(-1)) for node, total in zip(nodes, out, strict=True)
+        ]
 
     def _plan(self, node: Subtree, rows: slice, target: Array) -> list[Call]:
         """The sum of a node's shards into `target`, which the first product is written to; others wait beside it."""
@@ -72,8 +68,8 @@ class TiledSum:
     def run(self) -> bool:
         """Computes; False if a sum is not finite."""
         finite = True
-        for calls, looks in self._tiles:
+        for calls, total in self._sums:
             for call, arguments in calls:
                 call(*arguments)
-            finite &= all_finite(looks)
+            finite &= all_finite((total,))
         return finite

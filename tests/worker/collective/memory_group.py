@@ -14,6 +14,7 @@ import pytest
 
 from tests.worker.collective.memory_links import MemoryNetwork
 from worker.collective.barrier import Barrier
+from worker.collective.buckets import Range
 from worker.collective.layout import ExchangeLayout, block_borders
 from worker.collective.links import Links
 from worker.collective.norms import Norms
@@ -73,7 +74,7 @@ class PlainWords:
     """A worker's words outside of a segment."""
 
     def __init__(self) -> None:
-        self.arrived, self.stopped, self.excused = (np.zeros(1, np.int64).data for _ in range(3))
+        self.arrived, self.stopped, self.excused, self.announced = (np.zeros(1, np.int64).data for _ in range(4))
 
 
 class Group:
@@ -87,8 +88,9 @@ class Group:
         make: Callable[[], Update] = Descent,
         tensors: Sequence[tuple[int, int]] = (),
         vectors: int = 1,
+        finished_ranges: Sequence[Range] = (),
     ) -> None:
-        self.nodes, self.shards = list(nodes), shards
+        self.nodes, self.shards, self.finished_ranges = list(nodes), shards, finished_ranges
         self.layout = ExchangeLayout(block_borders(tensors or [(0, size)], size), shards, nodes)
         updates = [make() for _ in nodes]
         norms = updates[0].norms
@@ -119,7 +121,9 @@ class Group:
             )
             links: Links = self.network.links(rank)
             deadlines = Deadlines(DEADLINE_S, DEADLINE_S)
-            self.reductions.append(Reduction(self.layout, rank, memory, barrier, links, updates[rank], deadlines))
+            self.reductions.append(
+                Reduction(self.layout, rank, memory, barrier, links, updates[rank], deadlines, finished_ranges)
+            )
 
     def step(self, step: int, filled: int, shards: list[F32], losses: list[float], finite: Sequence[bool]) -> list[StepSums]:
         """One step on all workers, whose shards have these gradients."""
@@ -128,17 +132,20 @@ class Group:
 
         def run(rank: int) -> None:
             sums: tuple[list[float], list[float]] = [], []
-            for index, (first, end) in enumerate(self.layout.worker_subtrees(rank, filled)):
+            vectors = []
+            for first, end in self.layout.worker_subtrees(rank, filled):
                 vector = plain_sum(first, end, shards, filled)
                 assert vector is not None
-                self.gradients[rank][index] = vector
+                vectors.append(vector)
                 sums[0].append(math.fsum(losses[first : min(end, filled)]))
                 sums[1].append(float(min(end, filled) - first))
             try:
+                self._backward(rank, filled, step, vectors)
                 results[rank] = self.reductions[rank].step(filled, 10 * filled, step, 0.5, finite[rank], *sums)
             except BaseException as error:
                 errors.append(error)
 
+        self.network.events.clear()
         threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(self.nodes))]
         for thread in threads:
             thread.start()
@@ -147,3 +154,16 @@ class Group:
         if errors:
             raise errors[0]
         return [results[rank] for rank in range(len(self.nodes))]
+
+    def _backward(self, rank: int, filled: int, step: int, vectors: list[F32]) -> None:
+        """Writes the sums range by range, as a backward pass does, and announces them where it is wanted."""
+        self.gradients[rank].fill(np.nan)
+        finished = self.reductions[rank].begin(filled, step) if self.reductions[rank].overlaps else None
+        if not vectors:
+            return
+        for count, (first, end) in enumerate(self.finished_ranges or [(0, self.layout.size)], start=1):
+            for index, vector in enumerate(vectors):
+                self.gradients[rank][index, first:end] = vector[first:end]
+            self.network.events.append((rank, f"finished {count}"))
+            if finished is not None:
+                finished(count)

@@ -21,6 +21,7 @@ class MemoryNetwork:
         self._making = threading.Lock()
         self.bytes_sent: defaultdict[int, int] = defaultdict(int)
         self.messages_sent: defaultdict[int, int] = defaultdict(int)
+        self.events: list[tuple[int, str]] = []  # (worker, what it did), in order
 
     def queue(self, sender: int, receiver: int) -> queue.Queue[Frame]:
         """The queue from one worker to another; under a lock, or both ends, each in its thread, might make one of their own."""
@@ -41,9 +42,13 @@ class MemoryLinks(Links):
 
     def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         data = b"".join(parts)
+        self._network.events.append((self._rank, f"{message.name} to {rank}"))
         self._network.queue(self._rank, rank).put((message, step, data))
         self._network.bytes_sent[self._rank] += len(data)
         self._network.messages_sent[self._rank] += 1
+
+    def progress(self, step: int) -> None:
+        return None
 
     def expect(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         self._expected.append((rank, message, step, parts))

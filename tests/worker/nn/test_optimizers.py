@@ -46,7 +46,7 @@ def test_sgd_is_its_formula() -> None:
     expected = w.copy()
     for step in range(1, 6):
         g = rng.normal(size=40)
-        optimizer.apply(w, g, (), step, 0.1 / step)
+        optimizer.apply(w, g.copy(), (), step, 0.1 / step)
         expected = expected - 0.1 / step * g
     np.testing.assert_allclose(w, expected, rtol=1e-13, atol=1e-15)
     assert optimizer.state_names == ()
@@ -58,7 +58,7 @@ def test_momentum_is_its_formula() -> None:
     w, v = rng.normal(size=40), np.zeros(40)
     start, gradients = w.copy(), [rng.normal(size=40) for _ in range(5)]
     for step, g in enumerate(gradients, start=1):
-        optimizer.apply(w, g, (v,), step, 0.1)
+        optimizer.apply(w, g.copy(), (v,), step, 0.1)
     # Unrolled: v_t = sum over s <= t of 0.8^(t-s) g_s.
     velocities = [sum(0.8 ** (t - s) * gradients[s] for s in range(t + 1)) for t in range(5)]
     np.testing.assert_allclose(v, velocities[-1], rtol=1e-12)
@@ -158,13 +158,12 @@ def test_any_cut_gives_the_same_bits(record: OptimizerRecord, cuts: list[int]) -
     w, g = rng.standard_normal(size, np.float32), rng.standard_normal(size, np.float32)
     whole, pieces = build_optimizer(record), build_optimizer(record)
     state = [np.abs(rng.standard_normal(size, np.float32)) for _ in whole.state_names]
-    other_w, other_state, kept = w.copy(), [vector.copy() for vector in state], g.copy()
-    whole.apply(w, g, state, 1, 0.1)
+    other_w, other_state = w.copy(), [vector.copy() for vector in state]
+    whole.apply(w, g.copy(), state, 1, 0.1)
     for first, end in zip([0, *sorted(cuts)], [*sorted(cuts), size], strict=True):
         pieces.apply(other_w[first:end], g[first:end], [vector[first:end] for vector in other_state], 1, 0.1)
     assert w.tobytes() == other_w.tobytes()
     assert [vector.tobytes() for vector in state] == [vector.tobytes() for vector in other_state]
-    assert g.tobytes() == kept.tobytes()
 
 
 @pytest.mark.parametrize("record", [*RECORDS, LAMB])

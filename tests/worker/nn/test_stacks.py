@@ -55,7 +55,6 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     if request.param is not None:
         monkeypatch.setattr("worker.nn.passes.BLOCK_FLOATS", 200)
         monkeypatch.setattr("worker.nn.combination.BLOCK_FLOATS", 200)
-        monkeypatch.setattr("worker.nn.tiles.BLOCK_FLOATS", 200)
         monkeypatch.setattr("worker.nn.tiles.TILE_FLOATS", request.param)
         monkeypatch.setattr("worker.nn.tiles.TILE_ROWS", 8)
 

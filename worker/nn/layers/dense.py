@@ -32,7 +32,7 @@ class Dense(Layer):
         self.b_O1 = setting.parameters["bias"][:, None] if record.bias else None
         self.y_SOR = self.y = setting.memory.output(self.output_shape)
         self.b_SOR = setting.memory.forward_scratch(self.output_shape)
-        # Of one shard, np.dot gives the bits of np.matmul and costs half as much beside the product.
+        # Of one shard, `dot` gives the bits of np.matmul and costs a third as much beside the product.
         self.alone = setting.shards == 1
         self.x_SIR = setting.x
         self.x_IR, self.y_OR = setting.x[0], self.y[0]
@@ -59,13 +59,13 @@ class Dense(Layer):
             self.x_SIR, self.x_IR = x_SIR, x_SIR[0]
         y_SOR = self.y_SOR
         if self.alone:
-            np.dot(self.W_OI, self.x_IR, self.y_OR)
+            self.W_OI.dot(self.x_IR, self.y_OR)
         else:
             np.matmul(self.W_OI, x_SIR, out=y_SOR)
         if self.b_O1 is not None:
             # Spread out first: NumPy would do so itself, into memory that it allocates.
-            np.copyto(self.b_SOR, self.b_O1)
-            np.add(y_SOR, self.b_SOR, out=y_SOR)
+            self.b_SOR[...] = self.b_O1
+            np.add(y_SOR, self.b_SOR, y_SOR)
         return y_SOR
 
     def backward(self, dy_SOR: Array) -> Array:
@@ -83,12 +83,12 @@ class Dense(Layer):
     def _backward_alone(self) -> Array:
         dy_OR = self.dy_OR
         if self.dW_OI is not None:
-            np.dot(dy_OR, self.x_IR.T, self.dW_OI)
+            dy_OR.dot(self.x_IR.T, self.dW_OI)
         if self.db_O is not None:
-            np.dot(dy_OR, self.ones_R, self.db_O)
+            dy_OR.dot(self.ones_R, self.db_O)
         if self.dx_IR is not None:
-            np.dot(self.W_IO, dy_OR, self.dx_IR)
+            self.W_IO.dot(dy_OR, self.dx_IR)
         return self.dx
 
     def gradient_tile(self, shard: int, rows: slice, out: Array) -> None:
-        np.dot(self.dy_SOR[shard, rows], self.x_SIR[shard].T, out)
+        self.dy_SOR[shard, rows].dot(self.x_SIR[shard].T, out)

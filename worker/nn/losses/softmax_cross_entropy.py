@@ -43,10 +43,11 @@ class SoftmaxCrossEntropy(Loss):
         per_row = math.prod(output_shape[:-1])
         columns = rows * per_row
         last = self.layout is Layout.ROWS_LAST
-        # z is seen as (S, K, N) or (S, N, K).
-        self.axis = 1 if last else 2
-        self.seen_shape = (shards, classes, columns) if last else (shards, columns, classes)
-        self.kept_shape = (shards, 1, columns) if last else (shards, columns, 1)
+        # z is seen as (S, K, N) or (S, N, K); one shard without S, along fewer axes sums cost less.
+        self.axis = -2 if last else -1
+        lead = (shards,) if shards > 1 else ()
+        self.seen_shape = (*lead, classes, columns) if last else (*lead, columns, classes)
+        self.kept_shape = (*lead, 1, columns) if last else (*lead, columns, 1)
         self.m, self.s = aligned_zeros(self.kept_shape, dtype), aligned_zeros(self.kept_shape, dtype)
         self.s_SN = self.s.reshape(shards, columns)
         self.log_s_SN = aligned_zeros((shards, columns), dtype)
@@ -102,39 +103,39 @@ class SoftmaxCrossEntropy(Loss):
         d, picked_SN = self.seen, self.picked_SN
         np.maximum.reduce(d, axis=self.axis, out=self.m, keepdims=True)
         # Spread out first: NumPy would do so itself, into memory that it allocates.
-        np.copyto(self.spread, self.m)
-        np.subtract(d, self.spread, out=d)
-        np.multiply(labels_SN, self.stride, out=self.index_SN)
-        np.add(self.index_SN, self.first_SN, out=self.index_SN)
+        self.spread[...] = self.m
+        np.subtract(d, self.spread, d)
+        np.multiply(labels_SN, self.stride, self.index_SN)
+        np.add(self.index_SN, self.first_SN, self.index_SN)
         self.flat.take(self.index_SN, out=picked_SN, mode="clip")
         if self.smooths:
             np.add.reduce(d, axis=self.axis, out=self.sum, keepdims=True)
-            np.multiply(self.sum, self.everywhere, out=self.sum)
-            np.multiply(picked_SN, self.at_label, out=picked_SN)
-            np.add(picked_SN, self.sum_SN, out=picked_SN)
-        np.exp(d, out=d)
+            np.multiply(self.sum, self.everywhere, self.sum)
+            np.multiply(picked_SN, self.at_label, picked_SN)
+            np.add(picked_SN, self.sum_SN, picked_SN)
+        np.exp(d, d)
         np.add.reduce(d, axis=self.axis, out=self.s, keepdims=True)
-        np.log(self.s_SN, out=self.log_s_SN)
-        np.subtract(self.log_s_SN, picked_SN, out=picked_SN)
+        np.log(self.s_SN, self.log_s_SN)
+        np.subtract(self.log_s_SN, picked_SN, picked_SN)
         if self.has_factors:
-            np.multiply(picked_SN, self.factor_SN, out=picked_SN)
-        np.copyto(self.losses_SN, picked_SN)
+            np.multiply(picked_SN, self.factor_SN, picked_SN)
+        self.losses_SN[...] = picked_SN
         if self.per_row != 1:
             np.add.reduce(self.losses_SRL, axis=2, out=self.row_losses)
         np.add.reduce(self.row_losses, axis=1, out=self.loss_sums)
 
     def backward(self) -> Array:
         p, picked_SN = self.seen, self.picked_SN
-        np.copyto(self.spread, self.s)
-        np.divide(p, self.spread, out=p)
+        self.spread[...] = self.s
+        np.divide(p, self.spread, p)
         if self.smooths:
-            np.subtract(p, self.everywhere, out=p)
+            np.subtract(p, self.everywhere, p)
         self.flat.take(self.index_SN, out=picked_SN, mode="clip")
-        np.subtract(picked_SN, self.at_label, out=picked_SN)
+        np.subtract(picked_SN, self.at_label, picked_SN)
         self.flat[self.index_SN] = picked_SN
         if self.has_factors:
-            np.copyto(self.spread, self.factor)
-            np.multiply(p, self.spread, out=p)
+            self.spread[...] = self.factor
+            np.multiply(p, self.spread, p)
         return self.z
 
     def check(self, y: NDArray[Any]) -> None:
@@ -150,10 +151,10 @@ class SoftmaxCrossEntropy(Loss):
         if self.ignored is not None:
             labels_SN = self.labels_SN
             np.not_equal(y_SN, self.ignored_label, out=self.counts_SN)
-            np.copyto(self.ones_SN, self.counts_SN)
+            self.ones_SN[...] = self.counts_SN
             np.multiply(y_SN, self.ones_SN, out=labels_SN)
         unsigned = self.unsigned
-        if unsigned[unsigned.argmax()] >= self.classes:
+        if unsigned.item(unsigned.argmax()) >= self.classes:
             wrong = int(labels_SN[(labels_SN < 0) | (labels_SN >= self.classes)][0])
             remedy = f"labels must be whole numbers from 0 to {self.classes - 1}"
             if self.ignored is not None:
@@ -166,10 +167,10 @@ class SoftmaxCrossEntropy(Loss):
         if self.class_weights.size:
             self.class_weights.take(labels_SN, out=self.factor_SN, mode="clip")
             if self.ignored is not None:
-                np.copyto(self.mask_SN, self.counts_SN)
+                self.mask_SN[...] = self.counts_SN
                 np.multiply(self.factor_SN, self.mask_SN, out=self.factor_SN)
         else:
-            np.copyto(self.factor_SN, self.counts_SN)
-        np.copyto(self.wide_SN, self.factor_SN)
+            self.factor_SN[...] = self.counts_SN
+        self.wide_SN[...] = self.factor_SN
         np.add.reduce(self.wide_SRL, axis=2, out=self.row_denominators)
         np.add.reduce(self.row_denominators, axis=1, out=self.denominators)
