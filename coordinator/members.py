@@ -48,7 +48,7 @@ class Members:
         self._joined: list[worker_pb2.JoinReply] = []
         self._prepared: list[worker_pb2.PrepareReply] = []
         self._step = step  # the last one that was applied, or that the group begins after
-        self._asked = 0  # the last one that was asked for
+        self._asked = 0  # the last one that was asked for since the state was last put in
         self.fingerprint = ""
 
     def join(self, required: str, minimum: int) -> Admitted:
@@ -86,13 +86,13 @@ class Members:
 
     def restore(self, step: int, checkpoint_folder: str) -> None:
         """Has the workers stand at a checkpoint's step, or at the initial weights for step 0, wherever they stood."""
+        self._step = self._asked = step
         restore = _Request(restore=worker_pb2.RestoreRequest(step=step, checkpoint_folder=checkpoint_folder))
         self._ask("reading the checkpoint" if checkpoint_folder else "drawing the weights", restore, "done", limits.RESTORE_S)
-        self._step = step
 
     def give(self, snapshot: Snapshot) -> None:
         """Puts the state of a snapshot into the workers."""
-        self._step = snapshot.step
+        self._step = self._asked = snapshot.step
         receive = _Request(receive=worker_pb2.ReceiveRequest(step=snapshot.step))
         replies = self._ask("taking the snapshot", receive, "receive", limits.JOIN_S)
         member = Membership(self._key, self._order.run_number, self._group_number, COORDINATOR)
