@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+import numpy as np
+
 from coordinator import limits
 from coordinator.checkpoint_folder import CheckpointBroken
 from coordinator.reports import Reports
@@ -166,7 +168,8 @@ class Bench:
     def reference(self, job: Job) -> Reference:
         """What the job gives where nothing goes wrong."""
         if self._known is None or self._known[0] != job:
-            reference = Reference()
+            reference, arithmetic = Reference(), Arithmetic(job)
+            reference.learn(0, arithmetic.initial(), np.zeros(arithmetic.size, np.float32))
             # Neither the workers nor the cadence of checkpoints is part of what is computed.
             undisturbed = replace(job, workers=1, minimum=1, checkpoint_every=job.total_steps)
             alone = Simulation(undisturbed, (), reference, self._empty(), watch=reference.learn)
