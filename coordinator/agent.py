@@ -20,6 +20,7 @@ from coordinator.logs import configure
 from coordinator.outbox import Outbox
 from coordinator.preflight import write_marker
 from coordinator.reconciler import Reconciler
+from worker import failpoints
 
 
 def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,6 +47,8 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
 async def serve(arguments: argparse.Namespace) -> int:
     """Runs until the agent is refused or told to stop; returns the exit code."""
     log = structlog.get_logger().bind(process="agent")
+    if failpoints.allowed():
+        log.warning("failpoints are allowed: runs may be told to come to harm", variable=failpoints.ALLOW)
     write_marker(arguments.files, uuid.uuid4().hex)
     changed = asyncio.Event()
     outbox = Outbox(arguments.files / "spool")

@@ -17,6 +17,7 @@ from typing import final
 
 from lockstep.contract.errors import UserError
 from lockstep.contract.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, MODEL_FILE, OPTIMIZER_FILE, FileRecord, Manifest
+from worker.failpoints import failpoint
 
 _HASH_BYTES = 1 << 20
 
@@ -55,8 +56,11 @@ def write_folder(target: Path, files: Mapping[str, bytes], manifest: Callable[[d
         temporary.mkdir(parents=True)
         for name, content in contents.items():
             _reserve(temporary / name, len(content))
+        failpoint("checkpoint.when_reserved", made.step)
         for name, content in contents.items():  # the manifest is the last
             _write(temporary / name, content)
+            failpoint("checkpoint.when_file_written", made.step)
+        failpoint("checkpoint.when_manifest_written", made.step, temporary)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             shutil.rmtree(temporary, ignore_errors=True)
@@ -71,9 +75,12 @@ def write_folder(target: Path, files: Mapping[str, bytes], manifest: Callable[[d
     try:
         for name in contents:
             _sync(temporary / name)
+            failpoint("checkpoint.when_file_synced", made.step)
         _sync(temporary)
         temporary.rename(target)
+        failpoint("checkpoint.when_renamed", made.step)
         _sync(target.parent)
+        failpoint("checkpoint.when_folder_synced", made.step, target)
     except OSError as error:
         raise _broken(target, error) from error
     return made
@@ -137,6 +144,7 @@ def remove_folder(folder: Path) -> None:
     if old.exists():
         shutil.rmtree(old)
     folder.rename(old)
+    failpoint("checkpoint.when_deleting")
     shutil.rmtree(old)
 
 

@@ -17,6 +17,7 @@ from coordinator.standing import Standing
 from coordinator.wanted import Wanted
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
+from worker.failpoints import failpoint
 
 
 @final
@@ -61,8 +62,9 @@ class Commits:
     def commit(self, snapshot: Snapshot, at: Standing, fingerprint: str, put_off: bool) -> None:
         """Commits the snapshot. Without space it is put off, or, where it cannot be, space is waited for.
 
-        Raises Interrupted.
+        Raises Interrupted, and Corrupted where the snapshot is not what it was.
         """
+        snapshot.check()
         files, sha256 = self._files.tensors(snapshot)
         self._reports.sync()  # the points up to a checkpoint are durable before it
         while True:
@@ -91,6 +93,7 @@ class Commits:
                 continue
             self._committed_at, self._putting_off = self._clock(), False
             self._reports.checkpoint(self._checkpoints.message(committed))
+            failpoint("checkpoint.when_published", at.step, committed.folder)
             return
 
     def result(self) -> job.Result | None:

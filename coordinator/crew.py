@@ -20,6 +20,7 @@ from coordinator.wanted import Wanted
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.internal.v1 import worker_pb2
 from lockstep.v1 import training_job_pb2 as job
+from worker.failpoints import failpoint
 
 
 @final
@@ -73,7 +74,9 @@ class Crew:
 
     def start(self) -> None:
         """Starts as many as are wanted, or none. Raises GroupStartFailed, Interrupted."""
+        failpoint("group.before_start")
         self._group.start(self.wanted, limits.GROUP_START_S, self._wanted.cancelled)
+        failpoint("group.when_started")
 
     def form(self, fingerprint: str, step: int) -> Members | None:
         """A group of those that are there and fit, once they are enough; it is linked and has no state yet.
@@ -121,6 +124,7 @@ class Crew:
             self._reports.recovering("NODE_FINGERPRINT_DIFFERS", f"{few}; it goes on as soon as they are there")
             return None
         self._refused = False
+        failpoint("group.when_joined", step)
         for sentence in refused:
             self._warn("NODE_FINGERPRINT_DIFFERS", f"{sentence}; it was refused")
         if refused:
@@ -149,6 +153,7 @@ class Crew:
         late = {loss.rank for loss in owed.losses}
         if late:
             self._group.keep([rank for rank in range(self._group.size) if rank not in late])
+        failpoint("recovery.when_fenced")
         if hire_later:
             self._put_off_hiring()
         self._hire()

@@ -18,7 +18,9 @@ from lockstep.contract.errors import InternalError
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.internal.v1 import worker_pb2
 from lockstep.v1 import training_job_pb2 as job
+from worker import failpoints
 from worker.collective.handshake import COORDINATOR, Membership
+from worker.failpoints import failpoint
 from worker.limits import STEP_DEADLINE_FACTOR
 from worker.state_transfer import TransferError, fetch_state, give_state
 
@@ -53,13 +55,16 @@ class Members:
 
     def join(self, required: str, minimum: int) -> Admitted:
         """Has every worker prove itself and goes on with those that fit. Raises joining.NotFitting."""
-        request = _Request(join=worker_pb2.JoinRequest())
-        joined = [reply.join for reply in self._ask("proving themselves", request, "join", limits.JOIN_S)]
+        requests = [_Request(join=worker_pb2.JoinRequest(failpoints=self._points(rank))) for rank in range(self._group.size)]
+        joined = [reply.join for reply in self._ask("proving themselves", requests, "join", limits.JOIN_S)]
         admitted = admit(joined, required, minimum)
         self._group.keep(admitted.ranks)
         self._joined = [joined[rank] for rank in admitted.ranks]
         self.fingerprint = admitted.fingerprint
         return admitted
+
+    def _points(self, rank: int) -> list[str]:
+        return failpoints.of_worker(self._order.failpoints, self._order.run_number, self._group_number, rank)
 
     def prepare(self) -> None:
         """Builds the model on every worker and links them."""
@@ -91,7 +96,8 @@ class Members:
         self._ask("reading the checkpoint" if checkpoint_folder else "drawing the weights", restore, "done", limits.RESTORE_S)
 
     def give(self, snapshot: Snapshot) -> None:
-        """Puts the state of a snapshot into the workers."""
+        """Puts the state of a snapshot into the workers. Raises Corrupted where it is not what it was."""
+        snapshot.check()
         self._step = self._asked = snapshot.step
         receive = _Request(receive=worker_pb2.ReceiveRequest(step=snapshot.step))
         replies = self._ask("taking the snapshot", receive, "receive", limits.JOIN_S)
@@ -125,6 +131,7 @@ class Members:
             skipped_in_a_row=controller.skipped_in_a_row,
         )
         request = _Request(stretch=asked)
+        failpoint("stretch.before_hand_out", stretch.first)
         deadline_s = 2 * limits.STEP_DEADLINE_FLOOR_S + STEP_DEADLINE_FACTOR * step_s * stretch.steps
         self._asked = stretch.last
         if step_s <= 0:
@@ -137,6 +144,7 @@ class Members:
         if len(ends) > 1:
             raise InternalError(f"workers ended a stretch at different steps: {sorted(ends)}")
         self._step = ends.pop()
+        failpoint("stretch.when_reported", self._step)
         digests = {reply.parameters_crc32c for reply in replies}
         if len(digests) > 1:
             said = ", ".join(f"{self.name(rank)} {reply.parameters_crc32c:08x}" for rank, reply in enumerate(replies))
@@ -162,6 +170,7 @@ class Members:
 
     def state(self) -> list[Parts]:
         """The ranges of the state that each worker answers for, copied."""
+        failpoint("snapshot.when_begun", self._step)
         request = _Request(snapshot=worker_pb2.SnapshotRequest(step=self._step))
         replies = self._ask("offering their state", request, "snapshot", limits.SNAPSHOT_S)
         return [self._fetch(rank, reply.snapshot) for rank, reply in enumerate(replies)]

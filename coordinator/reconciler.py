@@ -135,7 +135,7 @@ class Reconciler:
 
     async def _attend(self, run: RunId, child: Child) -> None:
         before = out_of_memory_kills()
-        said, cause = _said(await child.wait(), before)
+        said, cause = said_of(await child.wait(), before)
         self._ends.setdefault(run, (f"the run's coordinator (pid {child.pid}) {said}", cause))
         try:
             await self._last_word(run, *self._ends[run], child)
@@ -193,7 +193,7 @@ class Reconciler:
             task.cancel()
 
 
-def _said(returncode: int, out_of_memory_kills_before: int) -> tuple[str, agent.RunEnded.Cause.ValueType]:
+def said_of(returncode: int, out_of_memory_kills_before: int) -> tuple[str, agent.RunEnded.Cause.ValueType]:
     if returncode in _EXIT_CODES:
         return _EXIT_CODES[returncode]
     cause, said = interpret(returncode, out_of_memory_kills() > out_of_memory_kills_before)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
 from coordinator import limits
 from coordinator.members import Members
 from coordinator.model_files import ModelFiles
-from coordinator.recovery import GroupFailed, NotFinite, skipped_sentence
+from coordinator.recovery import Corrupted, GroupFailed, NotFinite, skipped_sentence
 from coordinator.reports import Reports
 from coordinator.snapshots import Snapshot, assemble
 from coordinator.standing import Standing
@@ -19,6 +20,7 @@ from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.internal.v1 import worker_pb2
 from lockstep.v1 import job_spec_pb2
 from lockstep.v1 import training_job_pb2 as job
+from worker.failpoints import failpoint
 from worker.limits import SKIPPED_IN_A_ROW
 
 
@@ -70,6 +72,12 @@ class Steps:
         replies = members.take(stretch, self._at.controller, self._pace.step_s)
         copying = self._clock()
         snapshot = self.copied(members, replies[0].step)
+        copied, theirs = snapshot.checksums["parameters"], replies[0].parameters_crc32c
+        if copied != theirs:
+            raise Corrupted(
+                f"after step {snapshot.step} the copy of the parameters is not what the workers have (CRC-32C {copied:08x} "
+                f"instead of {theirs:08x}); memory or a link is not sound"
+            )
         vector = snapshot.not_finite()
         if vector and stretch.steps > 1:
             self._one_by_one_to = stretch.last
@@ -88,7 +96,9 @@ class Steps:
 
     def copied(self, members: Members, step: int) -> Snapshot:
         """The state that the group has, which is that of the step."""
-        return assemble(step, self._files.vector_size, self._files.vector_names, members.state())
+        snapshot = assemble(step, self._files.vector_size, self._files.vector_names, members.state())
+        failpoint("snapshot.when_copied", step, snapshot.parameters)
+        return snapshot
 
     def _left_out(self, members: Members, reply: worker_pb2.StretchReply, vector: str) -> Snapshot:
         """The state behind a step whose update is left out after it was seen to overflow. Raises NotFinite."""
@@ -103,7 +113,7 @@ class Steps:
             except GroupFailed:
                 self._at.dropped(reply.step)  # another group takes the step again
                 raise
-        snapshot = Snapshot(reply.step, self.snapshot.vectors)
+        snapshot = replace(self.snapshot, step=reply.step)
         members.give(snapshot)
         self._tell(self._at.controller.skipped_steps + 1, found, vector)
         reply.skipped_steps, reply.skipped_in_a_row = 1, in_a_row

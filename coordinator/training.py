@@ -22,6 +22,7 @@ from coordinator.wanted import Wanted
 from lockstep.contract.arithmetic import EVALUATION_BLOCK_ROWS
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
+from worker.failpoints import failpoint
 
 
 @final
@@ -106,7 +107,11 @@ class Training:
         members = crew.form(self._fingerprint, self._at.step)
         if members is None:
             return None
+        if self._begun:
+            failpoint("recovery.when_formed", self._at.step)
         self._steps.put(members)
+        if self._begun:
+            failpoint("recovery.when_restored", self._at.step)
         self._fingerprint = members.fingerprint
         self._at.formed(members.infos())
         if not self._begun:
@@ -187,6 +192,7 @@ class Training:
     def _evaluate(self, members: Members, interrupted: Callable[[], bool]) -> None:
         blocks = -(-self._order.plan.validation_rows // EVALUATION_BLOCK_ROWS)
         evaluation = combine(members.evaluate(interrupted), blocks, self._files.positions)
+        failpoint("evaluation.when_combined", self._at.step)
         self._at.evaluated(evaluation)
         if self._cadence.is_evaluation_point(self._at.step):
             self._reports.points(self._at.step, self._at.epoch, evaluation.points())

@@ -27,6 +27,7 @@ from worker.collective.tree import owned_shards
 from worker.data.columns import open_columns
 from worker.data.standardize import Standardization, fit_standardize
 from worker.evaluation import Evaluator
+from worker.failpoints import failpoint
 from worker.gradient_check import JobGradientCheck
 from worker.nn.shapes import parameter_layout
 from worker.randomness import validation_split
@@ -53,6 +54,7 @@ class Assignment:
         training = order.spec.training
         self._shards = order.plan.shards or training.shards or default_shards(training.batch_size)
 
+        failpoint("dataset.when_opening")
         self._columns = open_columns(self._files / "datasets" / order.dataset_digest)
         model = architecture(order.spec.model, self._columns.input_shape)
         self._layout, self._least_rows = parameter_layout(model), model.least_shard_rows
@@ -212,6 +214,7 @@ class Assignment:
             raise InternalError(
                 f"the state after step {step} was put in place; that after step {self._wanted_step} was to come"
             )
+        failpoint("snapshot.when_received", step)
         self.hide()
         self.stretches.step = step
 
@@ -232,8 +235,10 @@ class Assignment:
         self._offered_step = step
         first, end = self.chunk
         reply = SnapshotReply(step=step)
+        failpoint("snapshot.when_offering_parameters", step)
         if self.rank == 0:
             reply.vectors.add(name="parameters", first=0, end=self._layout.size, segment_offset=self._segment_layout.parameters)
+        failpoint("snapshot.when_offering_optimizer", step)
         for name, at in zip(self._update.state_names, self._segment_layout.state, strict=True):
             reply.vectors.add(name=name, first=first, end=end, segment_offset=at)
         return reply

@@ -33,8 +33,10 @@ from lockstep.internal.v1.worker_pb2 import (
     WorkerReply,
     WorkerRequest,
 )
+from worker import failpoints
 from worker.assignment import Assignment
 from worker.collective.peers import peer_name
+from worker.failpoints import failpoint
 from worker.failures import failure_of
 from worker.fingerprint import fingerprint
 from worker.memory import usable_memory_bytes
@@ -95,6 +97,8 @@ class ShardWorker:
             self._assignment = None
 
     def _join(self, request: JoinRequest) -> JoinReply:
+        failpoints.arm(request.failpoints)
+        failpoint("worker.when_joining")
         value, explanation = fingerprint()
         return JoinReply(
             pid=os.getpid(),
@@ -136,6 +140,7 @@ class ShardWorker:
         assignment = self._prepared()
         self._check_step(request.step)
         assert assignment.evaluation is not None
+        failpoint("evaluation.when_begun", request.step)
         return assignment.evaluation.run()
 
     def _snapshot(self, request: SnapshotRequest) -> SnapshotReply:

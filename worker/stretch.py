@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from typing import final
 
-import google_crc32c
 import numpy as np
 
 from lockstep.contract.arithmetic import point_interval
 from lockstep.internal.v1.worker_pb2 import NonFinite, StepLoss, StretchReply, StretchRequest
+from worker.checksum import crc32c
 from worker.collective.peers import Deadlines
 from worker.collective.plan import NodeMemory, StepSums
 from worker.collective.reduce import Reduction
-from worker.collective.shared_memory import F32
-from worker.limits import NAMED_ROWS, NAMED_SKIPS, SKIPPED_IN_A_ROW, STEP_TIMES, TRANSFER_BYTES
+from worker.failpoints import armed, failpoint
+from worker.limits import NAMED_ROWS, NAMED_SKIPS, SKIPPED_IN_A_ROW, STEP_TIMES
 from worker.nn.model import Model, Result
 from worker.nn.schedules import learning_rate
 from worker.nn.streams import Streams
@@ -53,6 +53,8 @@ class Stretches:
         """Takes the steps. One whose gradient is not finite anywhere is skipped, or ends the stretch before it."""
         first_step, last_step = request.first_step, request.last_step
         reply = StretchReply()
+        self._model.after_forward = (lambda: failpoint("step.after_forward", self.step + 1)) if armed else None
+        crossed = self._reduction.crossed_bytes
         began, waited_s, clock = time.perf_counter(), self._reduction.waited_s, time.perf_counter
         computed_rows, epoch, reports_losses = 0, self._rows.steps_per_epoch, self._rank == 0
         rate_factor, skipped, in_a_row = request.rate_factor, request.skipped_steps, request.skipped_in_a_row
@@ -64,7 +66,11 @@ class Stretches:
                 rate = learning_rate(self._optimizer, step, epoch, self._total_steps, rate_factor)
 
                 shards.fill(batch)
+                if armed:
+                    failpoint("step.before_forward", step)
                 result = self._forward_backward(shards, step)
+                if armed:
+                    failpoint("step.after_backward", step)
                 sums = self._reduction.step(
                     shards.filled,
                     len(batch),
@@ -95,11 +101,14 @@ class Stretches:
         reply.skipped_steps, reply.skipped_in_a_row = skipped - request.skipped_steps, in_a_row
         reply.total_seconds = clock() - began
         reply.wait_seconds = self._reduction.waited_s - waited_s
+        sent, received = self._reduction.crossed_bytes
+        reply.sent_bytes, reply.received_bytes = sent - crossed[0], received - crossed[1]
         reply.compute_seconds = reply.total_seconds - reply.wait_seconds
         if steps > 0:
             reply.median_step_seconds = float(np.median(self._times[:steps]))
             self._deadlines.after(reply.median_step_seconds)
-        reply.parameters_crc32c = _crc32c(self._memory.parameters)
+        failpoint("stretch.when_done", self.step, self._memory.parameters)
+        reply.parameters_crc32c = crc32c(self._memory.parameters)
         return reply
 
     def _forward_backward(self, shards: ShardStacks, step: int) -> Result:
@@ -134,10 +143,3 @@ class Stretches:
 
 def _loss(step: int, sums: StepSums, rate: float) -> StepLoss:
     return StepLoss(step=step, loss=sums.loss_sum / (sums.denominator or 1.0), learning_rate=rate)
-
-
-def _crc32c(parameters: F32) -> int:
-    crc, data = 0, parameters.data.cast("B")
-    for at in range(0, len(data), TRANSFER_BYTES):
-        crc = google_crc32c.extend(crc, bytes(data[at : at + TRANSFER_BYTES]))
-    return crc

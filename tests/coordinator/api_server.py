@@ -123,16 +123,19 @@ class ApiServer(agent_service_pb2_grpc.AgentServiceServicer):
         elif kind == "capacity":
             self.capacity = request.capacity
         elif kind == "run_event":
-            event = request.run_event
-            key = (event.run.job_id, event.run.run_number)
-            events = self.events.setdefault(key, [])
-            if event.sequence == len(events) + 1:
-                events.append(event)
-                if event.WhichOneof("event") == "ended":
-                    self.wishes.pop(key, None)
-            elif event.sequence > len(events) + 1:
-                self.violations.append(f"{key}: event {event.sequence} came after {len(events)}")
-            answers.put(agent.ConnectResponse(acknowledge=agent.Acknowledge(run=event.run, sequence=len(events))))
+            answers.put(agent.ConnectResponse(acknowledge=self.commit(request.run_event)))
+
+    def commit(self, event: agent.RunEvent) -> agent.Acknowledge:
+        """Takes an event that has not come yet into memory, and acknowledges all that came."""
+        key = (event.run.job_id, event.run.run_number)
+        events = self.events.setdefault(key, [])
+        if event.sequence == len(events) + 1:
+            events.append(event)
+            if event.WhichOneof("event") == "ended":
+                self.wishes.pop(key, None)
+        elif event.sequence > len(events) + 1:
+            self.violations.append(f"{key}: event {event.sequence} came after {len(events)}")
+        return agent.Acknowledge(run=event.run, sequence=len(events))
 
     def _wishes_message(self) -> agent.ConnectResponse:
         return agent.ConnectResponse(wishes=agent.Wishes(runs=list(self.wishes.values()), removed_job_ids=self.removed))

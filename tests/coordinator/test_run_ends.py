@@ -19,7 +19,7 @@ from coordinator.exit_codes import EXIT_BROKEN, EXIT_FAILED, EXIT_SPOOL_FULL
 from coordinator.group.cluster import Cluster
 from coordinator.group.group import PORTABLE_WORKER, SHARD_WORKER
 from coordinator.orders import Orders
-from coordinator.reconciler import _said
+from coordinator.reconciler import said_of
 from coordinator.reports import Reports
 from coordinator.spool import SpoolFull, read_events, spool_path
 from lockstep.internal.v1 import agent_service_pb2 as agent
@@ -131,7 +131,7 @@ def test_exit_codes_say_what_it_was_and_never_that_the_head_is_gone(
     monkeypatch.setattr(os, "fdopen", lambda descriptor, mode: io.BytesIO())
     monkeypatch.setattr(sys, "stdin", sys.__stdin__)
     assert run.main(["--files", str(tmp_path), "--group", "local", "--parent", "1"]) == code
-    said, found = _said(code, 0)
+    said, found = said_of(code, 0)
     assert word in said and "head" not in said and found == cause
 
 

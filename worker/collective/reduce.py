@@ -26,6 +26,7 @@ from worker.collective.peers import Deadlines
 from worker.collective.plan import NodeMemory, StepPlan, StepSums
 from worker.collective.shared_memory import F32
 from worker.collective.sums import ScratchBlocks
+from worker.failpoints import armed, failpoint, halfway
 from worker.nn.shapes import BLOCK_FLOATS
 
 
@@ -106,6 +107,11 @@ class Reduction:
         """Time spent in waiting for peers so far."""
         return self._barrier.waited_s + self._links_waited_s
 
+    @property
+    def crossed_bytes(self) -> tuple[int, int]:
+        """What this worker sent to other nodes and received from them so far."""
+        return self._links.sent_bytes, self._links.received_bytes
+
     def begin(self, filled: int, step: int) -> Callable[[int], None]:
         """Opens a step that overlaps, before its passes. What it returns is told what the backward pass has completed."""
         self._gradients.begin(self._plan(filled), step)
@@ -133,6 +139,8 @@ class Reduction:
             report[1 + 2 * index] = value
             report[2 + 2 * index] = denominators[index]
 
+        if armed:
+            failpoint("reduce.after_post", step)
         if self._go_on is not None:
             self._go_on()
         self._barrier.wait(step, self._deadlines.seconds, self._go_on)  # gradients are ready
@@ -143,6 +151,8 @@ class Reduction:
             self._apply(plan, step, step - skipped, learning_rate, total.denominator, rows)
         if plan.gradients_in:
             self._exchange_parameters(plan, step, total.finite)
+        if armed:
+            failpoint("gather.when_sent", step, self._memory.parameters)
         # Parameters are ready; or all have read the reports and gradients of a step that is not applied.
         self._barrier.wait(step, self._deadlines.seconds)
         return total
@@ -166,7 +176,7 @@ class Reduction:
         self._denominator[()] = denominator or 1.0  # no weight at all: the sum is zero, and so is the gradient
         self._rows[()] = rows
         add, divide, apply, learned = np.add, np.divide, self._update.apply, self._update.learned
-        for block in plan.blocks:
+        for block in halfway("reduce.when_half_done", plan.blocks, step) if armed else plan.blocks:
             for left, right, out in block.additions:
                 add(left, right, out=out)
             divide(block.total, self._denominator if block.first < learned else self._rows, out=block.gradient)
@@ -174,8 +184,12 @@ class Reduction:
         for number in range(1, self._passes):
             self._exchange_norms(number, step)
             self._update.begin(number)
-            for block in plan.blocks:
+            if armed:
+                failpoint("update.when_begun", step)
+            for block in halfway("update.when_half_done", plan.blocks, step) if armed else plan.blocks:
                 apply(block.first, block.parameters, block.gradient, block.state, update, learning_rate, number)
+        if armed:
+            failpoint("update.when_done", step)
 
     def _exchange_norms(self, number: int, step: int) -> None:
         """Returns when the sums of all blocks, as the pass before `number` measured them, lie in the node's memory."""

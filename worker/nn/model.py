@@ -100,6 +100,7 @@ class Model:
         self._known: dict[int, _Known] = {}
         self._evaluation: StackPass | None = None
         self._metrics = block_metrics(loss, self._network.output_shape)
+        self.after_forward: Callable[[], None] | None = None  # a probe of the fault tests, called between the two passes
         if parameters is None:
             self.initialize()
 
@@ -147,7 +148,7 @@ class Model:
         in all of them: at least once after each, in their order.
         """
         step = self._step(stacks, combine)
-        losses, denominators, finite = step.run(stacks, streams, finished)
+        losses, denominators, finite = step.run(stacks, streams, finished, self.after_forward)
         if len(losses) == 1:
             return Result((losses[0],), (denominators[0],), finite and math.isfinite(losses[0]))
         loss_sums = tuple([tree_sum(node, losses) for node in step.nodes])

@@ -329,12 +329,15 @@ class StepPass:
         stacks: Sequence[tuple[Array, Any]],
         streams: Streams | None,
         finished: Callable[[int], None] | None = None,
+        after_forward: Callable[[], None] | None = None,
     ) -> tuple[list[float], list[float], bool]:
         """(loss sums, denominators) by shard, and whether all gradients are finite; these lie in the model's rows.
 
         `finished` is told how many of the network's `finished_ranges` are complete, at least once after each.
         """
         loss_sums, denominators = self.losses(stacks, streams)
+        if after_forward is not None:
+            after_forward()
         for stack_pass in self.passes:
             stack_pass.take_gradient(stack_pass.loss.backward())
         finite = True

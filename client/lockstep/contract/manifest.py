@@ -23,11 +23,11 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 # A manifest holds names and settings, never weights.
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
+# The key of the manifest's own checksum. One without it, as older versions wrote, is read unchecked.
+_CHECKSUM = "manifest_sha256"
+
 # Classes whose metrics a result carries to people; a manifest has the counts of all.
 CLASSES_REPORTED = 1000
-
-# The hash of all other fields, as compact JSON with sorted keys: files have theirs in the manifest, and it has this one.
-_OWN_HASH = "manifest_sha256"
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -79,17 +79,13 @@ class Manifest:
 
     def to_json(self) -> str:
         """Indented JSON, sorted keys. A number that is not finite stands as "NaN", "Infinity" or "-Infinity"."""
-        values = {part.name: getattr(self, part.name) for part in fields(self)}
-        encoded = _encoded(values)
-        encoded[_OWN_HASH] = _own_hash(encoded)
-        return json.dumps(encoded, sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
+        values = _encoded({part.name: getattr(self, part.name) for part in fields(self)})
+        values[_CHECKSUM] = _checksum(values)
+        return json.dumps(values, sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, place: str = MANIFEST_FILE) -> Manifest:
-        """Reads what `to_json` wrote, and checks its own hash where it has one.
-
-        Raises UserError where it is damaged or of a format this version does not know.
-        """
+        """Reads what `to_json` wrote. Raises UserError where it is damaged or of a format this version does not know."""
         if len(text) > MAX_MANIFEST_BYTES:
             raise _damaged(place, f"it has {len(text):,} bytes, above {MAX_MANIFEST_BYTES:,}")
         try:
@@ -101,8 +97,9 @@ class Manifest:
         if values.get("format") != FORMAT:
             remedy = f"this version of Lockstep reads format {FORMAT}; use the version that wrote it, or a newer one"
             raise UserError.of(f"{place}: format", values.get("format"), remedy, "MANIFEST_FORMAT")
-        if (own := values.pop(_OWN_HASH, None)) is not None and own != _own_hash(values):
-            raise _damaged(place, f"it is not what was written: {_OWN_HASH} is of other content")
+        checksum = values.pop(_CHECKSUM, None)
+        if checksum is not None and checksum != _checksum(values):
+            raise _damaged(place, f"its content is not that of its {_CHECKSUM}")
         wanted = _wanted()
         # Keys that a newer version added are passed over: they do not change what the known ones mean.
         known = [part.name for part in fields(cls) if part.name in values]
@@ -113,11 +110,9 @@ class Manifest:
             raise _damaged(place, str(error).removeprefix("Manifest.__init__() ")) from error
 
 
-def _own_hash(values: dict[str, Any]) -> str:
-    try:
-        return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-    except RecursionError:
-        return ""  # nothing that was written is nested so deep
+def _checksum(values: dict[str, Any]) -> str:
+    """SHA-256, in hex, of all else in the manifest: its JSON with sorted keys and no white space."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @cache

@@ -348,6 +348,7 @@ class RunOrder(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     FURTHEST_STEP_FIELD_NUMBER: _builtins.int
+    FAILPOINTS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The last part of the job's name."""
     run_number: _builtins.int
@@ -376,6 +377,12 @@ class RunOrder(_message.Message):
     def plan(self) -> _training_job_pb2.Plan:
         """Sizes and counts fixed at submission."""
 
+    @_builtins.property
+    def failpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where processes of the run come to harm, "run1/rank2/reduce.after_post=kill@3"; for tests, and refused where
+        LOCKSTEP_ALLOW_FAILPOINTS is not 1.
+        """
+
     def __init__(
         self,
         *,
@@ -390,10 +397,11 @@ class RunOrder(_message.Message):
         workers: _builtins.int = ...,
         fingerprint: _builtins.str = ...,
         furthest_step: _builtins.int = ...,
+        failpoints: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arithmetic_digest", b"arithmetic_digest", "arithmetic_version", b"arithmetic_version", "dataset_digest", b"dataset_digest", "fingerprint", b"fingerprint", "furthest_step", b"furthest_step", "job_id", b"job_id", "kind", b"kind", "plan", b"plan", "run_number", b"run_number", "spec", b"spec", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arithmetic_digest", b"arithmetic_digest", "arithmetic_version", b"arithmetic_version", "dataset_digest", b"dataset_digest", "failpoints", b"failpoints", "fingerprint", b"fingerprint", "furthest_step", b"furthest_step", "job_id", b"job_id", "kind", b"kind", "plan", b"plan", "run_number", b"run_number", "spec", b"spec", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,53 @@
+"""The rows of the fault table, at the counts of every run of the tests: whatever befalls a job, all oracles hold.
+
+Of rows 1 and 2 half of the fixed cases, every place among them; `scripts/soak --fixed` takes all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.campaign import Tally, carry_out
+from tests.faults.case import Case
+from tests.faults.rows import ROWS, coordinator_cases, drawn, worker_cases
+from worker.failpoints import COORDINATOR, WORKER
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def hold(record_property: Callable[[str, object], None]) -> Callable[[list[Case]], None]:
+    """Carries cases out, records what they counted, and asserts that nothing failed and that every fault fired."""
+
+    def hold(cases: list[Case]) -> None:
+        rows = {case.row: Tally() for case in cases}
+        tally = carry_out(cases, lambda verdict: rows[verdict.case.row].add(verdict))
+        counted = {row: [own.attempted, own.effective, own.faults, own.seconds] for row, own in rows.items()}
+        record_property("fault_rows", counted)
+        assert not tally.failures, "\n\n".join(tally.failures)
+        assert tally.effective == tally.attempted, f"only {tally.effective} of {tally.attempted} faults fired"
+
+    return hold
+
+
+@pytest.mark.parametrize("name", WORKER)
+def test_a_worker_killed_anywhere_changes_nothing(name: str, hold: Callable[[list[Case]], None]) -> None:
+    hold(worker_cases(name)[:2])
+
+
+@pytest.mark.parametrize("name", COORDINATOR)
+def test_a_coordinator_killed_anywhere_is_followed_by_a_run_that_goes_on(name: str, hold: Callable[[list[Case]], None]) -> None:
+    hold(coordinator_cases(name)[:1])
+
+
+def test_what_else_may_befall_a_job(hold: Callable[[list[Case]], None]) -> None:
+    hold([case for row in (5, 14, 16, 17) for case in ROWS[row].fixed()])  # the first one takes as long as the others
+
+
+def test_the_same_seed_draws_the_same_cases() -> None:
+    for number in (1, 2, 5, 14, 17):
+        row = ROWS[number]
+        assert list(drawn(row, 3, 4)) == list(drawn(row, 3, 4)) != list(drawn(row, 4, 4))
+        assert all(case.row == number for case in drawn(row, 3, 20))
