@@ -21,8 +21,8 @@ OBJECT_STORE_BYTES: Final = 128 * limits.MIB
 def ray_environment(token_file: Path) -> dict[str, str]:
     """The environment of every Ray process: a token always, no statistics.
 
-    Ray would run workers at niceness 15. In a step each waits for the others, so that one which is put aside for anything else on
-    its machine holds up all.
+    Ray would run workers at niceness 15. In a step each waits for the others, so that one which is put aside for anything
+    else on its machine holds up all.
     """
     return {
         **os.environ,

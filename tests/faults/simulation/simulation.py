@@ -150,7 +150,7 @@ class Bench:
 
     def __init__(self) -> None:
         parent = _MEMORY if _MEMORY.is_dir() else None
-        self._folder = Path(tempfile.mkdtemp(prefix="lockstep-simulation-", dir=parent))
+        self._folder = Path(tempfile.mkdtemp(prefix="simulated-run-", dir=parent))
         self._known: tuple[Job, Reference] | None = None
 
     def __enter__(self) -> Bench:
