@@ -18,7 +18,8 @@ NAMED = sorted({(page.name, *found) for page in DOCS.glob("*.md") for found in T
 def test_a_test_that_a_page_names_is_there(page: str, file: str, test: str) -> None:
     path = TESTS / file
     assert path.is_file(), f"docs/{page} names tests/{file}; there is no such file"
-    functions = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    body = ast.parse(path.read_text()).body
+    functions = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     assert test in functions, f"docs/{page}: tests/{file} has no {test}"
     assert test.startswith("test_"), f"docs/{page}: pytest does not run {test}"
 
