@@ -45,7 +45,7 @@ class Members:
         self._order = order
         self._files_folder = files_folder
         self._group_number = group_number
-        self._key = secrets.token_bytes(32)
+        self._member = Membership(secrets.token_bytes(32), order.run_number, group_number, COORDINATOR)
         self._interrupted = interrupted
         self._joined: list[worker_pb2.JoinReply] = []
         self._prepared: list[worker_pb2.PrepareReply] = []
@@ -75,7 +75,7 @@ class Members:
                     order=self._order,
                     files_folder=str(self._files_folder),
                     group_number=self._group_number,
-                    group_key=self._key,
+                    group_key=self._member.key,
                     rank=rank,
                     node_ids=node_ids,
                     step_deadline_floor_s=limits.STEP_DEADLINE_FLOOR_S,
@@ -101,7 +101,6 @@ class Members:
         self._step = self._asked = snapshot.step
         receive = _Request(receive=worker_pb2.ReceiveRequest(step=snapshot.step))
         replies = self._ask("taking the snapshot", receive, "receive", limits.JOIN_S)
-        member = Membership(self._key, self._order.run_number, self._group_number, COORDINATOR)
         for rank, reply in enumerate(replies):
             try:
                 give_state(
@@ -110,7 +109,7 @@ class Members:
                     reply.receive,
                     self._prepared[rank],
                     self._shares_memory(rank),
-                    member,
+                    self._member,
                     rank,
                 )
             except TransferError as error:
@@ -176,9 +175,8 @@ class Members:
         return [self._fetch(rank, reply.snapshot) for rank, reply in enumerate(replies)]
 
     def _fetch(self, rank: int, offered: worker_pb2.SnapshotReply) -> Parts:
-        key, run, number = self._key, self._order.run_number, self._group_number
         try:
-            return fetch_state(offered, self._prepared[rank], self._shares_memory(rank), key, run, number, rank)
+            return fetch_state(offered, self._prepared[rank], self._shares_memory(rank), self._member, rank)
         except TransferError as error:
             self._blame(rank, "offering their state", error)
 
