@@ -33,9 +33,8 @@ from coordinator.group.process import BEAT, REQUEST
 from coordinator.preflight import Needs, lacks
 from lockstep.v1 import cluster_service_pb2 as cluster
 
-# The node of workers, unless others are given, or a worker's variables name another.
+# The node of workers, unless others are given.
 NODE = "local"
-NODE_VARIABLE = "LOCKSTEP_LOCAL_NODE"
 
 _READ_BYTES = 1 << 18
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -56,11 +55,19 @@ class LocalNode:
 
 @final
 class LocalCluster(Cluster):
-    """This machine, with as many slots as it is told; there is nothing to attach to."""
+    """This machine, with as many slots as it is told; there is nothing to attach to.
 
-    def __init__(self, slots: int, environments: Mapping[int, Mapping[str, str]] | None = None) -> None:
+    To the outside it is one node; its groups get `environments` and `nodes`.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        environments: Mapping[int, Mapping[str, str]] | None = None,
+        nodes: Sequence[LocalNode] = (LocalNode(),),
+    ) -> None:
         self._slots = slots
-        self._environments = environments
+        self._environments, self._nodes = environments, nodes
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -76,7 +83,7 @@ class LocalCluster(Cluster):
         return None  # a process is started in no time
 
     def group(self, handler: str = SHARD_WORKER) -> WorkerGroup:
-        return LocalGroup(handler, self._environments)
+        return LocalGroup(handler, self._environments, self._nodes)
 
 
 @final
@@ -190,9 +197,7 @@ class LocalGroup(WorkerGroup):
 
     def _new_worker(self) -> _Worker:
         environment = self._environments.get(self._started, {})
-        named = environment.get(NODE_VARIABLE)
-        node = LocalNode(named) if named else self._nodes[self._started % len(self._nodes)]
-        worker = _Worker(self._handler, node, environment)
+        worker = _Worker(self._handler, self._nodes[self._started % len(self._nodes)], environment)
         self._started += 1
         return worker
 

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
@@ -124,7 +123,13 @@ class _Run:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,
-            env={**os.environ, **DEADLINES, ALLOW: "1", "LOCKSTEP_LOCAL_WORKER_ENV": _as_json(case.environments)},
+            env={
+                **os.environ,
+                **DEADLINES,
+                ALLOW: "1",
+                "LOCKSTEP_LOCAL_WORKER_ENV": json.dumps(case.environments),
+                "LOCKSTEP_LOCAL_NODES": ",".join(case.nodes),
+            },
             start_new_session=True,
         )
         outcome.sessions.append(self._process.pid)
@@ -195,10 +200,6 @@ def _session(pid: int) -> int:
         return os.getsid(pid)
     except ProcessLookupError:
         return -1
-
-
-def _as_json(environments: Mapping[int, Mapping[str, str]]) -> str:
-    return json.dumps({str(number): dict(variables) for number, variables in environments.items()})
 
 
 def _fingerprint(events: list[agent.RunEvent]) -> str:
