@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -17,6 +16,7 @@ from coordinator.group.group import GroupStartFailed, Interrupted
 from coordinator.group.heartbeat import Heartbeat
 from coordinator.group.local import LocalGroup
 from tests.coordinator.ray_head import RayHead
+from tests.leftovers import gone
 
 FAKE = "tests.coordinator.fakes:FakeWorker"
 BROKEN = "tests.coordinator.fakes:BrokenWorker"
@@ -71,14 +71,6 @@ def pids(group: Any) -> list[int]:
     """The workers' processes, by rank."""
     replies = group.call(dict.fromkeys(range(group.size), b"pid"), 20).by_rank
     return [int(replies[rank]) for rank in range(group.size)]
-
-
-def gone(pid: int) -> bool:
-    """Whether a process is not there, or is only waited for."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
 
 
 def wait_gone(*processes: int) -> None:

@@ -26,6 +26,7 @@ from lockstep.internal.v1 import agent_service_pb2 as agent
 from tests.coordinator.api_server import ApiServer
 from tests.faults.case import Case, Fired
 from tests.faults.fault_job import fault_order
+from tests.leftovers import segments
 from worker.failpoints import ALLOW
 
 MOST_RUNS = 8
@@ -45,6 +46,7 @@ class Outcome:
     events: list[list[agent.RunEvent]] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     sessions: list[int] = field(default_factory=list)
+    segments_before: set[str] = field(default_factory=segments)
     fired: list[Fired] = field(default_factory=list)
     seconds: float = 0.0
     in_time: bool = True
