@@ -1,4 +1,4 @@
-"""Cases carried out two at a time, each checked by all oracles, and what came of them."""
+"""Cases carried out side by side, each checked by all oracles, and what came of them."""
 
 from __future__ import annotations
 
@@ -87,21 +87,22 @@ def carry_out(
     judge: Callable[[AnyCase], Verdict],
     on_verdict: Callable[[Verdict], None] = lambda verdict: None,
     apart: bool = False,
+    at_once: int = AT_ONCE,
 ) -> Tally:
-    """All cases, two at a time; `apart`, each in a process where there is no other case."""
+    """All cases, so many side by side; `apart`, each in a process where there is no other."""
     tally = Tally()
-    pool = ProcessPoolExecutor(AT_ONCE, get_context("spawn")) if apart else ThreadPoolExecutor(AT_ONCE)
+    pool = ProcessPoolExecutor(at_once, get_context("spawn")) if apart else ThreadPoolExecutor(at_once)
     with pool:
-        for verdict in _verdicts(pool, iter(cases), judge):
+        for verdict in _verdicts(pool, at_once, iter(cases), judge):
             tally.add(verdict)
             on_verdict(verdict)
     return tally
 
 
-def _verdicts(pool: Executor, cases: Iterator[AnyCase], judge: Callable[[AnyCase], Verdict]) -> Iterator[Verdict]:
+def _verdicts(pool: Executor, at_once: int, cases: Iterator[AnyCase], judge: Callable[[AnyCase], Verdict]) -> Iterator[Verdict]:
     running: set[Future[Verdict]] = set()
     while True:
-        for case in islice(cases, AT_ONCE - len(running)):
+        for case in islice(cases, at_once - len(running)):
             running.add(pool.submit(_judged, judge, case))
         if not running:
             return

@@ -22,8 +22,8 @@ from tests.coordinator.proxy import BOTH_WAYS, READ_BYTES, Proxy, Way
 from tests.faults.campaign import Verdict
 from tests.faults.rows import Row
 
-# About what crosses the links in an undisturbed run, by the nodes of its workers.
-BYTES = {"ab": 60_000, "aab": 70_000, "abb": 75_000, "abc": 115_000}
+# What crosses the links in an undisturbed run, but for the last two steps, by the nodes of its workers.
+BYTES = {"ab": 52_000, "aab": 61_000, "abb": 66_000, "abc": 102_000}
 
 
 @final
@@ -96,17 +96,16 @@ def carry_out(case: LinkCase) -> bool:
 
 def _told_what_happened(case: LinkCase, run: Through, struck: bool) -> None:
     """A lost link costs a group and nobody; what is only slow costs nothing."""
-    count = len(case.nodes)
-    assert set(run.groups) == {count}, run.groups
-    if struck and (case.is_reset or case.is_too_long):
-        assert len(run.groups) == 2 and len(run.told) == 1, (run.groups, run.told)
-        assert f"with {count} of {count} workers" in run.told[0], run.told
-        if case.is_too_long:
-            named = [(rank, node) for rank, node in enumerate(case.nodes)]
-            words = "|".join(re.escape(f"worker {rank} (node {node}) did not reach step") for rank, node in named)
-            assert re.search(words, run.told[0]), run.told
+    count, lost = len(case.nodes), len(run.groups) - 1
+    assert set(run.groups) == {count} and len(run.told) == lost, (run.groups, run.told)
+    assert all(f"with {count} of {count} workers" in text for text in run.told), run.told
+    if struck and case.is_too_long:
+        # It may be waited for, too: links are made with more patience than a step has, and slow steps have longer deadlines.
+        assert lost <= 1, run.told
+        named = "|".join(re.escape(f"worker {rank} (node {node}) did not reach step") for rank, node in enumerate(case.nodes))
+        assert all(re.search(named, text) for text in run.told), run.told
     else:
-        assert len(run.groups) == 1 and not run.told, (run.groups, run.told)
+        assert lost == (struck and case.is_reset), run.told
 
 
 def judge(case: LinkCase) -> Verdict:
@@ -117,7 +116,9 @@ def judge(case: LinkCase) -> Verdict:
     return Verdict(case.row, int(struck), struck, time.monotonic() - began)
 
 
-def _silent(nodes: str, after_bytes: int, silent_s: float, ways: tuple[Way, ...] = BOTH_WAYS, deadline_s: float = 30.0) -> LinkCase:
+def _silent(
+    nodes: str, after_bytes: int, silent_s: float, ways: tuple[Way, ...] = BOTH_WAYS, deadline_s: float = 30.0
+) -> LinkCase:
     way = "both ways" if ways == BOTH_WAYS else "from who dialed" if ways == (Way.THERE,) else "from who was dialed"
     name = f"links of {nodes} silent {way} for {silent_s:g} s after {after_bytes} bytes, deadline {deadline_s:g} s"
     return LinkCase(12, name, nodes, after_bytes=after_bytes, silent_s=silent_s, ways=ways, deadline_s=deadline_s)
@@ -132,7 +133,7 @@ def _silent_cases() -> list[LinkCase]:
     ]
 
 
-def _draw_silent(random: Random) -> LinkCase:
+def _draw_silent(random: Random, _: int) -> LinkCase:
     nodes = random.choice(list(BYTES))
     after_bytes = random.randint(1, BYTES[nodes])
     ways = random.choice((BOTH_WAYS, (Way.THERE,), (Way.BACK,)))
@@ -160,7 +161,7 @@ def _spoilt_cases() -> list[LinkCase]:
     ]
 
 
-def _draw_spoilt(random: Random) -> LinkCase:
+def _draw_spoilt(random: Random, _: int) -> LinkCase:
     nodes = random.choice(list(BYTES))
     match random.randrange(4):
         case 0:

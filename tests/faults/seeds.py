@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from random import Random
 from typing import final
 
 from tests.faults.campaign import Verdict
@@ -42,7 +41,7 @@ SEEDS = Row(
     6,
     "two or three faults in one job, simulated",
     lambda: [Seed(seed) for seed in range(FIXED)],
-    lambda random: Seed(random.randrange(1 << 31)),
+    lambda random, _: Seed(random.randrange(1 << 31)),
     100_000,
     judge,
     apart=True,

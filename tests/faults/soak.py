@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, final
 
 from tests.faults.campaign import Named, Tally, Verdict, carry_out
+from tests.faults.heads import HEADS
 from tests.faults.links import LINKS
 from tests.faults.rows import ROWS, Row, drawn
 from tests.faults.seeds import SEEDS
 
 ROOT = Path(__file__).parent.parent.parent
 # Row 6 is there twice: simulated, and on processes.
-ALL: list[Row[Any]] = sorted([*ROWS.values(), SEEDS, *LINKS], key=lambda row: row.number)
+ALL: list[Row[Any]] = sorted([*ROWS.values(), HEADS, SEEDS, *LINKS], key=lambda row: row.number)
 LINE_S = 5.0
 
 
@@ -54,7 +55,7 @@ def soak(row: Row[Any], cases: Iterable[Named], count: int) -> Soaked:
             said = now
             print(f"soak: row {row.number}: {done} of {count} in {now - began:.0f} s", file=sys.stderr, flush=True)
 
-    tally = carry_out(cases, row.judge, on_verdict, row.apart)
+    tally = carry_out(cases, row.judge, on_verdict, row.apart, row.at_once)
     return Soaked(row, tally, time.monotonic() - began)
 
 
@@ -85,11 +86,15 @@ def _machine() -> str:
 def main(argv: list[str] | None = None) -> int:
     """The program; its exit code is 1 where anything failed."""
     parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--row", type=int, choices=sorted({row.number for row in ALL}), help="this row alone; without it all rows")
+    parser.add_argument(
+        "--row", type=int, choices=sorted({row.number for row in ALL}), help="this row alone; without it all rows"
+    )
     parser.add_argument(
         "--seed", type=int, default=int(time.time()), help="the same seed draws the same cases; default: the time"
     )
-    parser.add_argument("--n", type=int, help="so many cases of each row, kills in row 5; default: as many as the table wants")
+    parser.add_argument(
+        "--n", type=int, help="so many cases of each row, kills in rows 4 and 5; default: as many as the table wants"
+    )
     parser.add_argument("--fixed", action="store_true", help="the fixed cases, not drawn ones")
     arguments = parser.parse_args(argv)
     soaked = []
