@@ -62,11 +62,16 @@ def write_folder(target: Path, files: Mapping[str, bytes], manifest: Callable[[d
             failpoint("checkpoint.when_file_written", made.step)
         failpoint("checkpoint.when_manifest_written", made.step, temporary)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            size = sum(len(content) for content in contents.values())
-            raise NoSpace(f"{target.parent} has no room for a checkpoint of {size} bytes ({error.strerror})") from error
-        raise _broken(temporary, error) from error
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise _broken(temporary, error) from error
+        try:
+            if temporary.exists():
+                shutil.rmtree(temporary)
+        except OSError as left:  # a disk that is full can still remove
+            raise _broken(temporary, left) from left
+        size = sum(len(content) for content in contents.values())
+        raise NoSpace(f"{target.parent} has no room for a checkpoint of {size} bytes ({error.strerror})") from error
     try:
         for name in contents:
             _sync(temporary / name)

@@ -135,15 +135,24 @@ class Checkpoints:
             raise _Foreign(f"{entry} is of another arithmetic digest or dataset than the job")
 
     def commit(
-        self, step: int, fingerprint: str, files: Mapping[str, bytes], manifest: Callable[[dict[str, FileRecord]], Manifest]
+        self,
+        step: int,
+        fingerprint: str,
+        files: Mapping[str, bytes],
+        manifest: Callable[[dict[str, FileRecord]], Manifest],
+        evaluated: bool = False,
     ) -> Committed:
         """Commits the files as the checkpoint of `step`, reads it back, then removes what need not be kept.
 
-        A whole checkpoint of this step and fingerprint that is already there stays: a job is a function. Raises NoSpace and
-        CheckpointBroken.
+        A whole checkpoint of this step and fingerprint that is already there stays: a job is a function. One of before the step
+        was `evaluated` gives way. Raises NoSpace and CheckpointBroken.
         """
         target = self.folder / folder_name(step, self._arithmetic_digest)
         there = self._whole(target, step, fingerprint)
+        if there is not None and evaluated and there.validation_loss is None:
+            remove_folder(target)
+            self._committed.pop(step, None)
+            there = None
         if there is None:
             write_folder(target, files, manifest)
             try:

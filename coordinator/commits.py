@@ -70,7 +70,11 @@ class Commits:
         while True:
             try:
                 committed = self._checkpoints.commit(
-                    at.step, fingerprint, files, lambda records: self._files.manifest(records, at, fingerprint, sha256)
+                    at.step,
+                    fingerprint,
+                    files,
+                    lambda records: self._files.manifest(records, at, fingerprint, sha256),
+                    evaluated=at.evaluation_here is not None,
                 )
             except NoSpace as full:
                 self._committed_at = self._clock()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import final
 
 from coordinator import limits
-from coordinator.group.group import Interrupted, WorkerGroup
+from coordinator.group.group import Interrupted, WorkerGroup, WorkerLoss
 from coordinator.group.heartbeat import Heartbeat
 from coordinator.joining import NotFitting
 from coordinator.members import Members
@@ -109,6 +110,8 @@ class Crew:
                 text = f"the run waits after step {step} with {there} until others have started"
                 self._reports.recovering("WORKERS_MISSING", text)
             return None
+        for loss in failed:
+            self._warn("WORKER_LOST", f"a worker that was to join on node {loss.node[:12]} {loss.text}; another is asked for")
         self.formed_at = self._clock()
         self._number += 1
         members = Members(self._group, self._order, self._files_folder, self._number, self._wanted.cancelled, step)
@@ -138,12 +141,14 @@ class Crew:
         if self._group.size >= self.wanted:
             self._hire_wait_s = limits.HIRE_FIRST_S
 
-    def lose(self, lost: Sequence[int], deadline_s: float, hire_later: bool) -> int:
+    def lose(self, lost: Sequence[int], deadline_s: float, hire_later: bool) -> tuple[int, list[WorkerLoss]]:
         """Ends the lost workers and asks for others; awaits the answers that survivors still owe, and ends those who give none.
 
-        Gives the furthest step that one of these answers speaks of, 0 if none does. Raises Interrupted.
+        Gives the furthest step that one of these answers speaks of, 0 if none does, and those who gave none, by the ranks
+        that they had. Raises Interrupted.
         """
-        self._group.keep([rank for rank in range(self._group.size) if rank not in lost])
+        left = [rank for rank in range(self._group.size) if rank not in lost]
+        self._group.keep(left)
         owed = self._group.settle(deadline_s, self._wanted.cancelled)
         late = {loss.rank for loss in owed.losses}
         if late:
@@ -153,7 +158,8 @@ class Crew:
             self._put_off_hiring()
         self._hire()
         replies = [worker_pb2.WorkerReply.FromString(reply) for reply in owed.by_rank.values()]
-        return max((max(reply.failure.step, reply.stretch.step) for reply in replies), default=0)
+        reached = max((max(reply.failure.step, reply.stretch.step) for reply in replies), default=0)
+        return reached, [replace(loss, rank=left[loss.rank]) for loss in owed.losses]
 
     def _hire(self) -> None:
         if self._clock() >= self._hire_at:

@@ -108,8 +108,9 @@ DATASET_JSON_BYTES = 16 * MIB
 
 DESCRIPTORS = 1024
 SPACE_BYTES = 256 * MIB
-# Looking at one node; and how often a node that lacks something is looked at again.
+# Looking at one node, how often its answer is asked after, and how often a node that lacks something is looked at again.
 PREFLIGHT_S = 20.0
+LOOK_POLL_S = 0.05
 PREFLIGHT_AGAIN_S = 30.0
 # Workers that a warm coordinator keeps ready on a node.
 READY_WORKERS = 8

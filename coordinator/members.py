@@ -50,6 +50,7 @@ class Members:
         self._joined: list[worker_pb2.JoinReply] = []
         self._prepared: list[worker_pb2.PrepareReply] = []
         self._step = step  # the last one that was applied, or that the group begins after
+        self._asked = 0  # the last one that was asked for since the state was last put in
         self.fingerprint = ""
 
     def join(self, required: str, minimum: int) -> Admitted:
@@ -90,14 +91,14 @@ class Members:
 
     def restore(self, step: int, checkpoint_folder: str) -> None:
         """Has the workers stand at a checkpoint's step, or at the initial weights for step 0, wherever they stood."""
+        self._step = self._asked = step
         restore = _Request(restore=worker_pb2.RestoreRequest(step=step, checkpoint_folder=checkpoint_folder))
         self._ask("reading the checkpoint" if checkpoint_folder else "drawing the weights", restore, "done", limits.RESTORE_S)
-        self._step = step
 
     def give(self, snapshot: Snapshot) -> None:
         """Puts the state of a snapshot into the workers. Raises Corrupted where it is not what it was."""
         snapshot.check()
-        self._step = snapshot.step
+        self._step = self._asked = snapshot.step
         receive = _Request(receive=worker_pb2.ReceiveRequest(step=snapshot.step))
         replies = self._ask("taking the snapshot", receive, "receive", limits.JOIN_S)
         member = Membership(self._key, self._order.run_number, self._group_number, COORDINATOR)
@@ -132,6 +133,7 @@ class Members:
         request = _Request(stretch=asked)
         failpoint("stretch.before_hand_out", stretch.first)
         deadline_s = 2 * limits.STEP_DEADLINE_FLOOR_S + STEP_DEADLINE_FACTOR * step_s * stretch.steps
+        self._asked = stretch.last
         if step_s <= 0:
             deadline_s += limits.FIRST_STEP_DEADLINE_S
         replies = [
@@ -237,7 +239,8 @@ class Members:
         failures = {rank: reply.failure for rank, reply in sorted(replies.items()) if reply.HasField("failure")}
         if answered.losses or failures:
             silent = sorted(set(sent) - set(replies) - {loss.rank for loss in answered.losses})
-            raise GroupFailed(self._step, doing, answered.losses, failures, silent, size, deadline_s)
+            taken = max((reply.stretch.step for reply in replies.values()), default=0)
+            raise GroupFailed(self._step, doing, answered.losses, failures, silent, size, deadline_s, self._asked, taken)
         for rank, reply in replies.items():
             if reply.WhichOneof("reply") != expected:
                 raise InternalError(f"worker {rank} answered {reply.WhichOneof('reply')} where {expected} was asked")

@@ -25,7 +25,8 @@ class GroupFailed(Exception):
     """A call to a group of `size` workers was not answered as it should be.
 
     `failures` are the answers that say so, by rank; the `silent` ranks were not lost, but had not answered yet. They have
-    `deadline_s` to do so.
+    `deadline_s` to do so. `asked` is the last step that the group was asked for, if any was, and `taken` the one
+    that others answered they took.
     """
 
     def __init__(
@@ -37,20 +38,28 @@ class GroupFailed(Exception):
         silent: Sequence[int] = (),
         size: int = 0,
         deadline_s: float = 0.0,
+        asked: int = 0,
+        taken: int = 0,
     ) -> None:
         self.step = step
+        self.asked, self.taken = asked, taken
         self.doing = doing
         self.losses = tuple(losses)
         self.failures = dict(failures)
         self.silent = tuple(silent)
         self.size = size
         self.deadline_s = deadline_s
-        super().__init__(step, doing, self.losses, self.failures, self.silent, size, deadline_s)
+        super().__init__(step, doing, self.losses, self.failures, self.silent, size, deadline_s, asked, taken)
 
     @property
     def reached(self) -> int:
-        """The last step that anybody is known to have applied."""
-        return max(self.step, *(failure.step for failure in self.failures.values()), 0)
+        """The last step that anybody is known to have applied in this group."""
+        return self.within(max(self.taken, *(failure.step for failure in self.failures.values()), 0))
+
+    def within(self, step: int) -> int:
+        """A step that a worker speaks of, as far as this group took it: who has yet to join speaks of its group before, whose
+        steps were counted when that one failed."""
+        return max(self.step, min(step, self.asked))
 
     @property
     def lost(self) -> tuple[int, ...]:

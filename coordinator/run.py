@@ -70,8 +70,12 @@ class Lookout:
         self._out = out
         self._lacking: dict[str, tuple[float, list[str]]] = {}
 
-    def report(self) -> None:
-        """Looks once and says it. Nodes are looked at when they appear, and again while they lack something."""
+    def report(self) -> bool:
+        """Looks once and says it. Nodes are looked at when they appear, and again while they lack something.
+
+        A node counts once it has been looked at; one that is slow to answer holds up neither the others nor an order. Gives
+        whether all have been.
+        """
         nodes = self._cluster.nodes()
         now = time.monotonic()
         self._lacking = {node.node_id: self._lacking[node.node_id] for node in nodes if node.node_id in self._lacking}
@@ -80,12 +84,16 @@ class Lookout:
             if (lacking and now - looked_at > limits.PREFLIGHT_AGAIN_S) or not looked_at:
                 needs = Needs(str(self._files_folder), (self._files_folder / MARKER).read_text())
                 found = self._cluster.lacks(node.node_id, needs, limits.PREFLIGHT_S)
-                self._lacking[node.node_id] = (now, found)
-        problems = [f"node {node.address}: {sentence}" for node in nodes for sentence in self._lacking[node.node_id][1]]
-        self._cluster.prepare(nodes)
-        message = agent.Capacity(nodes=nodes, problems=problems)
-        self._out.write(framing.pack(message.SerializeToString()))
-        self._out.flush()
+                if found is not None:
+                    self._lacking[node.node_id] = (now, found)
+        known = [node for node in nodes if node.node_id in self._lacking]
+        problems = [f"node {node.address}: {sentence}" for node in known for sentence in self._lacking[node.node_id][1]]
+        self._cluster.prepare(known)
+        if known or not nodes:
+            message = agent.Capacity(nodes=known, problems=problems)
+            self._out.write(framing.pack(message.SerializeToString()))
+            self._out.flush()
+        return len(known) == len(nodes)
 
 
 def carry_out(
@@ -161,10 +169,10 @@ def main(argv: list[str] | None = None) -> int:
             wish = orders.first(0)
             while wish is None:
                 try:
-                    lookout.report()
+                    all_known = lookout.report()
                 except BrokenPipeError:
                     return EXIT_ORPHANED
-                wish = orders.first(limits.CAPACITY_POLL_S)
+                wish = orders.first(limits.CAPACITY_POLL_S if all_known else limits.LOOK_POLL_S)
             carry_out(wish, arguments.files, orders, cluster, out.close)
             # The group is closed and the spool durable; detaching in good order would hold the job's next run up for a second.
             sys.stderr.flush()

@@ -50,13 +50,17 @@ class Snapshot:
 
 
 def assemble(step: int, size: int, names: Sequence[str], parts: Sequence[Parts]) -> Snapshot:
-    """Puts the ranges that the workers answer for together. Raises InternalError where one is missing or stands twice."""
+    """Puts the ranges that the workers answer for together; more workers than chunks have empty ones, which may be equal.
+
+    Raises InternalError where a range is missing or stands twice.
+    """
     ranges: dict[str, dict[tuple[int, int], Vector]] = {name: {} for name in names}
     for given in parts:
         for (name, first, end), values in given.items():
             if name not in ranges or (first, end) in ranges[name] or values.shape != (end - first,):
                 raise InternalError(f"a worker offered {name}[{first}:{end}], which was not to be had from it")
-            ranges[name][first, end] = values
+            if first < end:
+                ranges[name][first, end] = values
     vectors = {}
     for name, pieces in ranges.items():
         vector = np.empty(size, np.float32)

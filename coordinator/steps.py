@@ -11,7 +11,7 @@ from typing import final
 from coordinator import limits
 from coordinator.members import Members
 from coordinator.model_files import ModelFiles
-from coordinator.recovery import Corrupted, NotFinite, skipped_sentence
+from coordinator.recovery import Corrupted, GroupFailed, NotFinite, skipped_sentence
 from coordinator.reports import Reports
 from coordinator.snapshots import Snapshot, assemble
 from coordinator.standing import Standing
@@ -107,8 +107,12 @@ class Steps:
         if self._order.spec.non_finite != job_spec_pb2.SKIP_STEP or in_a_row == SKIPPED_IN_A_ROW:
             raise NotFinite(found, vector)
         if self.snapshot is None:
-            self._restore(members)
-            self.snapshot = self.copied(members, self._at.step)
+            try:
+                self._restore(members)
+                self.snapshot = self.copied(members, self._at.step)
+            except GroupFailed:
+                self._at.dropped(reply.step)  # another group takes the step again
+                raise
         snapshot = replace(self.snapshot, step=reply.step)
         members.give(snapshot)
         self._tell(self._at.controller.skipped_steps + 1, found, vector)

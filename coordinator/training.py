@@ -54,7 +54,7 @@ class Training:
     def run(self) -> agent.RunEnded:
         """Trains to the last step, or as far as is wanted and possible."""
         self._recover()
-        if self._at.finished:
+        if self._at.finished and not self._evaluation_due:
             return self._ended(agent.RunEnded.SUCCEEDED, f"all {self._at.step} steps were applied by an earlier run")
         if self._wanted.cancelled():
             return self._cancelled()
@@ -137,10 +137,11 @@ class Training:
         if isinstance(decision, EndRun):
             return decision
         before = crew.size
-        reached = crew.lose(decision.lost, failure.deadline_s, decision.hire_later)
-        self._at.dropped(max(failure.reached, reached))
+        reached, silent = crew.lose(decision.lost, failure.deadline_s, decision.hire_later)
+        self._at.dropped(max(failure.reached, failure.within(reached)))
         left = f"{crew.size} of {workers(before)}"
-        text = f"{decision.reason}; the run goes on after step {self._at.step} with {left}"
+        reason = "; ".join([decision.reason, *map(str, silent)])
+        text = f"{reason}; the run goes on after step {self._at.step} with {left}"
         self._reports.recovering(decision.notice, text)
         return None
 
@@ -155,6 +156,11 @@ class Training:
         """What is due where the run stands: an evaluation, a word about it, a checkpoint. Gives whether steps follow."""
         # Before the checkpoint, which so holds what the controller makes of it.
         evaluated = self._evaluate_if_due(members)
+        if self._at.finished and self._steps.snapshot is None:
+            # An earlier run took the last step, and was paused before it was evaluated.
+            snapshot = self._steps.copied(members, self._at.step)
+            self._commits.commit(snapshot, self._at, self._fingerprint, put_off=False)
+            return False
         if self._unsaid is None or self._steps.snapshot is None:
             return evaluated
         pausing = (not evaluated or self._wanted.paused()) and not self._at.finished
@@ -166,9 +172,13 @@ class Training:
             self._commits.commit(self._steps.snapshot, self._at, self._fingerprint, put_off=not must_keep)
         return not must_keep
 
+    @property
+    def _evaluation_due(self) -> bool:
+        return self._cadence.evaluates(self._at.step) and self._at.controller.seen_step != self._at.step
+
     def _evaluate_if_due(self, members: Members) -> bool:
         """Evaluates the last step if that is due. False where a pause drops it: the next run begins with it."""
-        if not self._cadence.evaluates(self._at.step) or self._at.controller.seen_step == self._at.step:
+        if not self._evaluation_due:
             return True
         paused = never if self._at.finished else self._wanted.paused
         try:

@@ -54,6 +54,7 @@ class Stretches:
         first_step, last_step = request.first_step, request.last_step
         reply = StretchReply()
         self._model.after_forward = (lambda: failpoint("step.after_forward", self.step + 1)) if armed else None
+        crossed = self._reduction.crossed_bytes
         began, waited_s, clock = time.perf_counter(), self._reduction.waited_s, time.perf_counter
         computed_rows, epoch, reports_losses = 0, self._rows.steps_per_epoch, self._rank == 0
         rate_factor, skipped, in_a_row = request.rate_factor, request.skipped_steps, request.skipped_in_a_row
@@ -100,6 +101,8 @@ class Stretches:
         reply.skipped_steps, reply.skipped_in_a_row = skipped - request.skipped_steps, in_a_row
         reply.total_seconds = clock() - began
         reply.wait_seconds = self._reduction.waited_s - waited_s
+        sent, received = self._reduction.crossed_bytes
+        reply.sent_bytes, reply.received_bytes = sent - crossed[0], received - crossed[1]
         reply.compute_seconds = reply.total_seconds - reply.wait_seconds
         if steps > 0:
             reply.median_step_seconds = float(np.median(self._times[:steps]))

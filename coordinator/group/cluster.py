@@ -27,8 +27,11 @@ class Cluster(ABC):
         """The living nodes with worker slots. Raises ClusterUnreachable."""
 
     @abstractmethod
-    def lacks(self, node_id: str, needs: Needs, deadline_s: float) -> list[str]:
-        """What a node lacks, looked at on that node: sentences with remedies."""
+    def lacks(self, node_id: str, needs: Needs, deadline_s: float) -> list[str] | None:
+        """What a node lacks, looked at on that node: sentences with remedies.
+
+        Never waits: None until the node has answered, or has had `deadline_s` to do so.
+        """
 
     @abstractmethod
     def prepare(self, nodes: Sequence[cluster.Node]) -> None:

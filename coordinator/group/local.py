@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import final
 
 import structlog
@@ -32,12 +33,25 @@ from coordinator.group.process import BEAT, REQUEST
 from coordinator.preflight import Needs, lacks
 from lockstep.v1 import cluster_service_pb2 as cluster
 
-# The node, unless a worker's variables say that it is on another.
+# The node of workers, unless others are given, or a worker's variables name another.
 NODE = "local"
 NODE_VARIABLE = "LOCKSTEP_LOCAL_NODE"
 
 _READ_BYTES = 1 << 18
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LocalNode:
+    """A node on this machine: its id, the address of its workers, and the command under which they are started.
+
+    Workers of different nodes share no memory. The command may be that of a network namespace; it must become the worker.
+    """
+
+    node_id: str = NODE
+    host: str = "127.0.0.1"
+    under: tuple[str, ...] = ()
 
 
 @final
@@ -55,7 +69,7 @@ class LocalCluster(Cluster):
     def nodes(self) -> list[cluster.Node]:
         return [cluster.Node(node_id=NODE, address="127.0.0.1", slots=self._slots)]
 
-    def lacks(self, node_id: str, needs: Needs, deadline_s: float) -> list[str]:
+    def lacks(self, node_id: str, needs: Needs, deadline_s: float) -> list[str] | None:
         return lacks(needs)
 
     def prepare(self, nodes: Sequence[cluster.Node]) -> None:
@@ -69,9 +83,10 @@ class LocalCluster(Cluster):
 class _Worker:
     """One process with its two pipes."""
 
-    def __init__(self, handler: str, node: str, environment: Mapping[str, str]) -> None:
-        self.node = node
-        command = [sys.executable, "-m", "coordinator.group.process", "--handler", handler, "--node", node]
+    def __init__(self, handler: str, node: LocalNode, environment: Mapping[str, str]) -> None:
+        self.node = node.node_id
+        command = [*node.under, sys.executable, "-m", "coordinator.group.process", "--handler", handler]
+        command += ["--node", node.node_id, "--host", node.host]
         self.process = subprocess.Popen(
             [*command, "--parent", str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -130,10 +145,19 @@ class _Worker:
 
 @final
 class LocalGroup(WorkerGroup):
-    """Plain processes with one BLAS thread each; `environments` adds variables to single ones, by the order of start."""
+    """Plain processes with one BLAS thread each; `environments` adds variables to single ones, by the order of start.
 
-    def __init__(self, handler: str = SHARD_WORKER, environments: Mapping[int, Mapping[str, str]] | None = None) -> None:
+    They are started on the `nodes` in turn.
+    """
+
+    def __init__(
+        self,
+        handler: str = SHARD_WORKER,
+        environments: Mapping[int, Mapping[str, str]] | None = None,
+        nodes: Sequence[LocalNode] = (LocalNode(),),
+    ) -> None:
         self._handler = handler
+        self._nodes = nodes
         self._environments = environments or {}
         self._workers: list[_Worker] = []
         self._hired: list[_Worker] = []
@@ -166,7 +190,9 @@ class LocalGroup(WorkerGroup):
 
     def _new_worker(self) -> _Worker:
         environment = self._environments.get(self._started, {})
-        worker = _Worker(self._handler, environment.get(NODE_VARIABLE, NODE), environment)
+        named = environment.get(NODE_VARIABLE)
+        node = LocalNode(named) if named else self._nodes[self._started % len(self._nodes)]
+        worker = _Worker(self._handler, node, environment)
         self._started += 1
         return worker
 
@@ -277,7 +303,7 @@ class LocalGroup(WorkerGroup):
                 self._hired.remove(worker)
                 code = worker.process.wait(limits.KILL_S)
                 worker.kill()
-                self._failed.append(WorkerLoss(self.size, NODE, worker.process.pid, *interpret(code)))
+                self._failed.append(WorkerLoss(self.size, worker.node, worker.process.pid, *interpret(code)))
                 self._again_at = time.monotonic() + limits.HIRE_AGAIN_S
         return sum(worker.there for worker in self._hired)
 

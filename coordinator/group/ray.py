@@ -15,7 +15,6 @@ import ray
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
-    GetTimeoutError,
     NodeDiedError,
     OutOfMemoryError,
     RayError,
@@ -45,6 +44,8 @@ T = TypeVar("T")
 
 # Ray types these calls for other uses than ours, or not at all.
 _ray: Any = ray
+# The label under which Ray gives each node its id.
+_NODE_ID = "ray.io/node-id"
 
 
 @final
@@ -54,6 +55,7 @@ class RayCluster(Cluster):
     def __init__(self, address: str) -> None:
         self._address = address
         self._ready = Ready(SHARD_WORKER)
+        self._looks: dict[str, tuple[Any, float]] = {}  # under way, by node, with their deadlines
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -86,13 +88,21 @@ class RayCluster(Cluster):
         ]
         return sorted(found, key=lambda node: node.node_id)
 
-    def lacks(self, node_id: str, needs: Needs, deadline_s: float) -> list[str]:
-        task = _ray.remote(num_cpus=0, max_retries=0)(lacks)
-        reference = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(needs)
-        try:
-            found: list[str] = ray.get(reference, timeout=deadline_s)
-        except GetTimeoutError:
+    def lacks(self, node_id: str, needs: Needs, deadline_s: float) -> list[str] | None:
+        if node_id not in self._looks:
+            task = _ray.remote(num_cpus=0, max_retries=0)(lacks)
+            strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            reference = task.options(scheduling_strategy=strategy).remote(needs)
+            self._looks[node_id] = reference, time.monotonic() + deadline_s
+        reference, end = self._looks[node_id]
+        if not ray.wait([reference], timeout=0)[0]:
+            if time.monotonic() < end:
+                return None
+            del self._looks[node_id]
             return [f"did not answer the preflight within {deadline_s:.0f} s; see its Ray log"]
+        del self._looks[node_id]
+        try:
+            found: list[str] = ray.get(reference, timeout=limits.JOIN_S)
         except RayError as error:
             return [f"the preflight could not run there: {first_line(error)}"]
         return found
@@ -360,10 +370,8 @@ class RayGroup(WorkerGroup):
 
 
 def _held_on(node_id: str) -> PlacementGroup:
-    """A place on this very node."""
-    address = next((node["NodeManagerAddress"] for node in _ray.nodes() if node["NodeID"] == node_id), "")
-    bundle = {"CPU": 1.0, f"node:{address}": 0.001} if address else {"CPU": 1.0}
-    held: PlacementGroup = placement_group([bundle], strategy="PACK")
+    """A place on this very node; an address would not do, which several nodes of one machine may share."""
+    held: PlacementGroup = placement_group([{"CPU": 1.0}], strategy="PACK", bundle_label_selector=[{_NODE_ID: node_id}])
     return held
 
 

@@ -19,7 +19,11 @@ OBJECT_STORE_BYTES: Final = 128 * limits.MIB
 
 
 def ray_environment(token_file: Path) -> dict[str, str]:
-    """The environment of every Ray process: a token always, no statistics."""
+    """The environment of every Ray process: a token always, no statistics.
+
+    Ray would run workers at niceness 15. In a step each waits for the others, so that one which is put aside for anything
+    else on its machine holds up all.
+    """
     return {
         **os.environ,
         "RAY_AUTH_MODE": "token",
@@ -27,6 +31,7 @@ def ray_environment(token_file: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_BACKEND_LOG_LEVEL": "error",
         "RAY_DISABLE_IMPORT_WARNING": "1",
+        "RAY_worker_niceness": "0",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -363,8 +364,10 @@ def test_a_damaged_download_leaves_nothing(client: Client, server: FakeServer, t
 
 def without_record(server: FakeServer) -> bytes:
     """A manifest that says nothing of the file but the hash of other weights."""
-    text = server.files()["manifest.json"].decode()
-    return text.replace('"model.safetensors"', '"other"').encode()
+    manifest = json.loads(server.files()["manifest.json"])
+    del manifest["manifest_sha256"]
+    manifest["files"]["other"] = manifest["files"].pop("model.safetensors")
+    return json.dumps(manifest).encode()
 
 
 def test_a_folder_that_is_a_file(client: Client, server: FakeServer, tmp_path: Path) -> None:

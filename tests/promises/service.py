@@ -67,7 +67,7 @@ class Service:
         self.data = folder / "data"
         self.log = folder / "up.log"
         self._mark = secrets.token_hex(8)
-        self._slots = slots
+        self.slots = slots
         self.port, self.http_port = free_ports(2)
         self.address = f"127.0.0.1:{self.port}"
         self.environment = {
@@ -78,16 +78,35 @@ class Service:
         }
         self.token_file = folder / "state" / "lockstep" / "tokens" / f"127.0.0.1_{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._started: list[subprocess.Popen[bytes]] = []
         self._scratch: set[str] = set()
         self._shared_memory = set(os.listdir("/dev/shm"))
 
+    def start(self) -> None:
+        """Starts what serves."""
+        ports = ["--port", str(self.port), "--http-port", str(self.http_port)]
+        self._process = self.command("up", "--data", str(self.data), "--slots", str(self.slots), *ports)
+
+    def stop(self) -> None:
+        """Stops it in good order."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        status = self._process.wait(STOP_S)
+        assert status in (0, -signal.SIGTERM, 128 + signal.SIGTERM), self.log.read_text()[-3000:]
+
+    def command(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Starts `lockstep-server` with these arguments."""
+        command = [str(BIN / "lockstep-server"), *arguments]
+        with self.log.open("ab") as log:
+            self._started.append(
+                subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+            )
+        return self._started[-1]
+
     def __enter__(self) -> Self:
-        command = [str(BIN / "lockstep-server"), "up", "--data", str(self.data), "--slots", str(self._slots)]
-        command += ["--port", str(self.port), "--http-port", str(self.http_port)]
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         try:
-            wait_until("the service is ready", self._is_ready, READY_S, 0.2)
+            self.start()
+            self.wait_until_ready()
         except BaseException:
             print(self.log.read_text()[-5000:], file=sys.stderr)
             self._end()
@@ -96,17 +115,14 @@ class Service:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        assert self._process is not None
         self._scratch |= self._temporary_folders()
-        self._process.send_signal(signal.SIGTERM)
         try:
-            status = self._process.wait(STOP_S)
+            self.stop()
             left: dict[int, str] = {}
             deadline = time.monotonic() + GONE_S
             while (left := self.processes()) and time.monotonic() < deadline:
                 time.sleep(0.1)
             assert not left, f"processes are left after SIGTERM: {left}"
-            assert status in (0, -signal.SIGTERM, 128 + signal.SIGTERM), self.log.read_text()[-3000:]
             shared = {name for name in os.listdir("/dev/shm") if name not in self._shared_memory and self._is_ours(name)}
             assert not shared, f"shared memory is left: {shared}"
             folders = {name for name in self._scratch if os.path.exists(name)}
@@ -114,6 +130,10 @@ class Service:
             assert not self.token_file.exists(), "the token's file is left"
         finally:
             self._end()
+
+    def wait_until_ready(self) -> None:
+        """Until all slots are there."""
+        wait_until("the service is ready", self._is_ready, READY_S, 0.1)
 
     def client(self) -> Client:
         """A client of the service."""
@@ -157,6 +177,17 @@ class Service:
         with self.client() as client:
             return list(client.watch(job, timeout_s=60))
 
+    def curve(self, job: str) -> list[tuple[int, str, float]]:
+        """The points of a job's curves by step; each step and name is there once."""
+        points = [
+            (event.points.step, point.name, point.value)
+            for event in self.events(job)
+            if event.HasField("points")
+            for point in event.points.points
+        ]
+        assert len({(step, name) for step, name, _ in points}) == len(points) > 0
+        return sorted(points)
+
     def processes(self) -> dict[int, str]:
         """All processes of the service, by id, with their command lines; known by what they inherited."""
         found = {}
@@ -184,8 +215,8 @@ class Service:
         raise AssertionError(f"no process holds {lock}")
 
     def _is_ready(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, f"lockstep-server up ended with {self._process.returncode}"
+        ended = [f"{process.args!r} ended with {process.returncode}" for process in self._started if process.poll() is not None]
+        assert not ended, ended
         if not self.token_file.exists():
             return False
         try:
@@ -195,7 +226,7 @@ class Service:
             if type(error).__name__ not in ("ServerUnavailable", "UserError"):
                 raise
             return False
-        return cluster.agent_connected and cluster.slots == self._slots
+        return cluster.agent_connected and cluster.slots == self.slots
 
     def _temporary_folders(self) -> set[str]:
         """Folders directly under /tmp that the service's command lines name."""
@@ -204,8 +235,10 @@ class Service:
         return {name for name in names if not any(path.startswith(name) for path in kept) and os.path.isdir(name)}
 
     def _is_ours(self, name: str) -> bool:
-        """Whether a segment is one that nobody else holds open either."""
+        """Whether it is a segment, and one that nobody else holds open either."""
         path = f"/dev/shm/{name}"
+        if not os.path.isfile(path):
+            return False  # a folder of another program
         for pid, _ in _process_folders():
             with contextlib.suppress(OSError):
                 if path in (Path(f"/proc/{pid}/maps")).read_text():
@@ -217,8 +250,8 @@ class Service:
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait(STOP_S)
+        for process in self._started:
+            process.wait(STOP_S)
 
 
 def _process_folders() -> Iterator[tuple[int, Path]]:

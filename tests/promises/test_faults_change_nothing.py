@@ -57,19 +57,7 @@ def test_a_killed_coordinator_and_a_killed_agent(service: Service) -> None:
     computed, cadence = sum(run.computed_rows for run in ended.runs), job.spec.checkpoints.every_steps
     assert ended.progress.applied_rows == rows
     assert 0 < computed - rows == ended.progress.replayed_rows <= 2 * cadence * job.spec.training.batch_size
-    assert curve(service, ended.name) == curve(service, undisturbed.name)
-
-
-def curve(service: Service, job: str) -> list[tuple[int, str, float]]:
-    """The points of a job's curves; each step and name is there once."""
-    points = [
-        (event.points.step, point.name, point.value)
-        for event in service.events(job)
-        if event.HasField("points")
-        for point in event.points.points
-    ]
-    assert len({(step, name) for step, name, _ in points}) == len(points) > 0
-    return sorted(points)
+    assert service.curve(ended.name) == service.curve(undisturbed.name)
 
 
 def _get(service: Service, name: str) -> TrainingJob:

@@ -82,10 +82,4 @@ def is_like(service: Service, ended: TrainingJob, undisturbed: TrainingJob) -> N
     assert ended.arithmetic_digest == undisturbed.arithmetic_digest
     assert ended.progress.applied_rows == undisturbed.progress.applied_rows == sum(run.computed_rows for run in ended.runs)
     assert ended.progress.replayed_rows == 0
-    assert curve(service, ended.name) == curve(service, undisturbed.name)
-
-
-def curve(service: Service, job: str) -> list[tuple[int, str, float]]:
-    """The points of a job's curves, in order."""
-    events = [event.points for event in service.events(job) if event.HasField("points")]
-    return sorted((points.step, point.name, point.value) for points in events for point in points.points)
+    assert service.curve(ended.name) == service.curve(undisturbed.name)

@@ -80,6 +80,8 @@ def test_any_number_of_workers_and_nodes_gives_the_same_bits(
         assert len({reply.parameters_crc32c for reply in replies}) == 1
         assert all(reply.step == steps and reply.median_step_seconds > 0 for reply in replies)
         assert all(reply.computed_rows > 0 for reply in replies)
+        assert sum(reply.sent_bytes for reply in replies) == sum(reply.received_bytes for reply in replies)
+        assert any(reply.sent_bytes for reply in replies) == (len(set(nodes)) > 1)
     assert len(hashes) == len(velocities) == len(losses) == 1
     epochs, left = divmod(steps, -(-1003 // min(batch_size, 1003)))
     assert rows == {epochs * 1003 + left * batch_size}

@@ -1,6 +1,7 @@
 """The barrier inside a node: a counter per worker on a cache line of its own, written by its owner alone, read by all.
 
-Spin, then yield; never sleep: a step takes some 50 us, and waking from a sleep takes longer.
+Spin, then yield: a step takes some 50 us, and waking from a sleep takes longer. Who has waited many times as long, mostly
+for another node, naps between two looks: with more workers than cores it would take the time that those need who are awaited.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _MISSES = 2  # a stop word from here on says whom its writer misses; 1: it was t
 _FENCE = None if platform.machine() in ("x86_64", "AMD64") else threading.Lock()
 _SPINS = 2000  # looks at a counter before the first yield, some 50 us; with fewer cores than workers none
 _LOOK_S = 0.002  # waiting longer than this, a worker looks whether its peers live, so often
+_NAP_S = 0.0001  # and sleeps so long between two looks at their counters
 
 
 class Words(Protocol):
@@ -101,13 +103,16 @@ class Barrier:
         deadline_s: float,
         meanwhile: Callable[[], None] | None,
     ) -> None:
-        clock, give_way = time.monotonic, os.sched_yield
+        clock, give_way, nap = time.monotonic, os.sched_yield, time.sleep
         began = clock()
         look = began + _LOOK_S
         while word[0] < phase:
-            give_way()
             now = clock()
             if now < look:
+                if now - began < _LOOK_S:
+                    give_way()
+                else:
+                    nap(_NAP_S)
                 continue
             look = now + _LOOK_S
             self._look(phase, step)

@@ -24,6 +24,16 @@ class Message(IntEnum):
 class Links(ABC):
     """Links to the workers of other nodes. Each is used by one thread; a fault of any raises PeerError and ends the group."""
 
+    @property
+    @abstractmethod
+    def sent_bytes(self) -> int:
+        """What went out over all links so far, frames included."""
+
+    @property
+    @abstractmethod
+    def received_bytes(self) -> int:
+        """What came in."""
+
     @abstractmethod
     def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         """Begins to send `parts`, one after the other; they must not change before `complete` returns."""
@@ -55,6 +65,14 @@ class Links(ABC):
 @final
 class NoLinks(Links):
     """The links of a group on one node: there are none."""
+
+    @property
+    def sent_bytes(self) -> int:
+        return 0
+
+    @property
+    def received_bytes(self) -> int:
+        return 0
 
     def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         raise AssertionError(f"no link to worker {rank}: the group is on one node")

@@ -107,6 +107,11 @@ class Reduction:
         """Time spent in waiting for peers so far."""
         return self._barrier.waited_s + self._links_waited_s
 
+    @property
+    def crossed_bytes(self) -> tuple[int, int]:
+        """What this worker sent to other nodes and received from them so far."""
+        return self._links.sent_bytes, self._links.received_bytes
+
     def begin(self, filled: int, step: int) -> Callable[[int], None]:
         """Opens a step that overlaps, before its passes. What it returns is told what the backward pass has completed."""
         self._gradients.begin(self._plan(filled), step)

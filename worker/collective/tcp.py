@@ -43,6 +43,7 @@ class _Link:
         self.out: deque[memoryview] = deque()  # what is left of the frame under way
         self.waiting: deque[list[memoryview]] = deque()  # frames that have not begun
         self.expected: deque[tuple[Message, int, Sequence[memoryview]]] = deque()
+        self.sent_bytes = self.received_bytes = 0
         self._head = memoryview(bytearray(HEADER.size))
         self._got = 0  # bytes of the header that came
         self._parts: deque[memoryview] = deque()  # what the frame under way still fills
@@ -58,6 +59,7 @@ class _Link:
             except BlockingIOError:
                 return moved
             moved = True
+            self.sent_bytes += sent
             _advance(self.out, sent)
         return moved
 
@@ -73,6 +75,7 @@ class _Link:
             if count == 0:
                 raise _Broken("closed its link")
             moved = True
+            self.received_bytes += count
             if self._parts:
                 _advance(self._parts, count)
                 if not self._parts:
@@ -129,6 +132,14 @@ class TcpLinks(Links):
         self._arrivals = select.poll()
         for connection in connections.values():
             self._arrivals.register(connection, select.POLLIN)
+
+    @property
+    def sent_bytes(self) -> int:
+        return sum(link.sent_bytes for link in self._links.values())
+
+    @property
+    def received_bytes(self) -> int:
+        return sum(link.received_bytes for link in self._links.values())
 
     def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         link = self._links[rank]

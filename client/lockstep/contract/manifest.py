@@ -7,7 +7,8 @@ import json
 import math
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, TypedDict, final
 
 from lockstep.contract.errors import UserError
@@ -78,7 +79,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Indented JSON, sorted keys. A number that is not finite stands as "NaN", "Infinity" or "-Infinity"."""
-        values = _encoded(asdict(self))
+        values = _encoded({part.name: getattr(self, part.name) for part in fields(self)})
         values[_CHECKSUM] = _checksum(values)
         return json.dumps(values, sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
@@ -99,7 +100,7 @@ class Manifest:
         checksum = values.pop(_CHECKSUM, None)
         if checksum is not None and checksum != _checksum(values):
             raise _damaged(place, f"its content is not that of its {_CHECKSUM}")
-        wanted = typing.get_type_hints(cls)
+        wanted = _wanted()
         # Keys that a newer version added are passed over: they do not change what the known ones mean.
         known = [part.name for part in fields(cls) if part.name in values]
         read = {name: _decoded(name, wanted[name], values[name], place) for name in known}
@@ -112,6 +113,12 @@ class Manifest:
 def _checksum(values: dict[str, Any]) -> str:
     """SHA-256, in hex, of all else in the manifest: its JSON with sorted keys and no white space."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@cache
+def _wanted() -> dict[str, Any]:
+    """The type of each field."""
+    return typing.get_type_hints(Manifest)
 
 
 def _encoded(value: Any) -> Any:

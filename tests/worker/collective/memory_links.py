@@ -40,6 +40,14 @@ class MemoryLinks(Links):
         self._network, self._rank = network, rank
         self._expected: list[tuple[int, Message, int, Sequence[memoryview]]] = []
 
+    @property
+    def sent_bytes(self) -> int:
+        return self._network.bytes_sent[self._rank]
+
+    @property
+    def received_bytes(self) -> int:
+        return 0  # nobody asks in memory
+
     def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         data = b"".join(parts)
         self._network.events.append((self._rank, f"{message.name} to {rank}"))

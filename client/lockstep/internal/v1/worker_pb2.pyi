@@ -529,6 +529,8 @@ class StretchReply(_message.Message):
     SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
     SKIPPED_IN_A_ROW_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The last step that was applied or skipped."""
     computed_rows: _builtins.int
@@ -547,6 +549,10 @@ class StretchReply(_message.Message):
     """Steps that were skipped, because their gradient was not finite and the policy says so."""
     skipped_in_a_row: _builtins.int
     """How many of them, and of those before, stand at the stretch's end."""
+    sent_bytes: _builtins.int
+    """What this worker sent to workers of other nodes, frames included; 0 on one node."""
+    received_bytes: _builtins.int
+    """What it received from them."""
     @_builtins.property
     def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepLoss]:
         """The steps whose loss is a point of the curve, and the last step. From rank 0 alone."""
@@ -576,10 +582,12 @@ class StretchReply(_message.Message):
         skipped_steps: _builtins.int = ...,
         skipped_in_a_row: _builtins.int = ...,
         skipped: _abc.Iterable[Global___NonFinite] | None = ...,
+        sent_bytes: _builtins.int = ...,
+        received_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["non_finite", b"non_finite"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_seconds", b"compute_seconds", "computed_rows", b"computed_rows", "losses", b"losses", "median_step_seconds", b"median_step_seconds", "non_finite", b"non_finite", "parameters_crc32c", b"parameters_crc32c", "skipped", b"skipped", "skipped_in_a_row", b"skipped_in_a_row", "skipped_steps", b"skipped_steps", "step", b"step", "total_seconds", b"total_seconds", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_seconds", b"compute_seconds", "computed_rows", b"computed_rows", "losses", b"losses", "median_step_seconds", b"median_step_seconds", "non_finite", b"non_finite", "parameters_crc32c", b"parameters_crc32c", "received_bytes", b"received_bytes", "sent_bytes", b"sent_bytes", "skipped", b"skipped", "skipped_in_a_row", b"skipped_in_a_row", "skipped_steps", b"skipped_steps", "step", b"step", "total_seconds", b"total_seconds", "wait_seconds", b"wait_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
