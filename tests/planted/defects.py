@@ -100,7 +100,7 @@ DEFECTS = {
             "An event of an earlier run counts like one of the run under way.",
             [Change("services/runs/apply.py", "not run.active or run.run_number != job.run_number or ", "")],
             "`test_an_event_counts_once_and_one_of_an_older_run_not_at_all`",
-            "assert",
+            "an older run has ended the job",
         ),
         Defect(
             "segments_reused",
@@ -126,8 +126,8 @@ DEFECTS = {
                 ),
                 Change("worker/collective/shared_memory.py", "REPORT_FLOATS = 64", "_kept = {}\nREPORT_FLOATS = 64"),
             ],
-            "row 5",
-            "ended_in_time",
+            "row 5 with two workers that are both needed",
+            "nobody_else_blamed",
         ),
         Defect(
             "divided_per_shard",
@@ -177,7 +177,20 @@ DEFECTS = {
                 ),
             ],
             "`test_norms_give_the_same_bits_on_any_number_of_workers_and_nodes`",
-            "assert",
+            "norms by the number of workers",
+        ),
+        Defect(
+            "controller_not_restored",
+            "A run that begins with a checkpoint does not take over what its controller remembered.",
+            [
+                Change(
+                    "coordinator/standing.py",
+                    "        self.controller = Controller.restored(self.controller.schedule, manifest)\n",
+                    "",
+                )
+            ],
+            "row 2",
+            "same_state",
         ),
     )
 }
