@@ -126,7 +126,7 @@ DEFECTS = {
                 ),
                 Change("worker/collective/shared_memory.py", "REPORT_FLOATS = 64", "_kept = {}\nREPORT_FLOATS = 64"),
             ],
-            "row 5 with two workers that are both needed",
+            "row 14, a survivor that is late in its second group",
             "nobody_else_blamed",
         ),
         Defect(

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from tests.faults.campaign import Verdict, judge
-from tests.faults.case import Case
 from tests.faults.fault_job import reference
-from tests.faults.rows import coordinator_cases, worker_cases
+from tests.faults.rows import coordinator_cases, late_in_a_new_group, worker_cases
 from tests.planted.defect import ROOT, VARIABLE, environment
 from tests.planted.defects import DEFECTS
 
@@ -27,7 +26,7 @@ CASES = {
     "snapshot_in_mid_update": _KILLED,
     "divided_per_shard": _KILLED,
     "dropout_by_rank": _KILLED,
-    "segments_reused": Case(5, "one of two killed that are both needed", ("run1/rank1/step.before_forward=kill@3",), least=2),
+    "segments_reused": late_in_a_new_group(),
     "controller_not_restored": coordinator_cases("checkpoint.when_published")[0],
 }
 
