@@ -103,9 +103,7 @@ class RecordedDisk:
     def _after_mkdir(self, given: None, path: Path, mode: int = 0o777, *, dir_fd: int | None = None) -> bool:
         return self._change(path, dir_fd, Folder({}))
 
-    def _after_open(
-        self, given: int, path: Path | str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None
-    ) -> bool:
+    def _after_open(self, given: int, path: Path | str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> bool:
         self._open.pop(given, None)
         if (found := self._find(path, dir_fd)) is None:
             return False

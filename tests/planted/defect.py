@@ -70,9 +70,7 @@ class _Finder(MetaPathFinder):
     def __init__(self, changes: Sequence[Change]) -> None:
         self._changes = changes
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         changes = [change for change in self._changes if change.module == fullname]
         spec = PathFinder.find_spec(fullname, path, target) if changes else None
         if spec is not None and spec.origin is not None:

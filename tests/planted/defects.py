@@ -26,7 +26,7 @@ DEFECTS = {
         ),
         Defect(
             "snapshot_in_mid_update",
-            "What a worker offers is from the midst of its last update: half of its chunk of the optimizer's state is as before.",
+            "What a worker offers is from the midst of an update: half of its chunk of the optimizer's state is as before.",
             [
                 Change(
                     "worker/collective/reduce.py",
@@ -168,7 +168,8 @@ DEFECTS = {
                 Change(
                     "worker/collective/norms.py",
                     "        blocks = [norms.range_of(*chunk) for chunk in layout.chunks]\n",
-                    "        blocks = [norms.range_of(*chunk) for chunk in layout.chunks]\n        norms.own = blocks[rank][0]\n",
+                    "        blocks = [norms.range_of(*chunk) for chunk in layout.chunks]\n"
+                    "        norms.own = blocks[rank][0]\n",
                 ),
                 Change(
                     "worker/nn/norms.py",

@@ -37,9 +37,7 @@ TESTS = {
     "folder_not_synced": _CUT,
     "name_not_synced": _CUT,
     "manifest_before_files": "tests/faults/test_crash_states.py::test_where_there_is_a_manifest_there_is_all_that_it_names",
-    "run_number_unchecked": (
-        "tests/services/test_agent.py::test_an_event_counts_once_and_one_of_an_older_run_not_at_all"
-    ),
+    "run_number_unchecked": "tests/services/test_agent.py::test_an_event_counts_once_and_one_of_an_older_run_not_at_all",
     "norms_by_rank": (
         "tests/worker/collective/test_reduction.py::test_norms_give_the_same_bits_on_any_number_of_workers_and_nodes"
     ),
@@ -117,10 +115,9 @@ def test_what_is_replaced_stands_in_the_source(name: str) -> None:
 def test_a_process_has_the_defect_that_its_environment_names() -> None:
     loaded = "import coordinator.standing as it; print('restored' in it.Standing.resume.__code__.co_names)"
     for variables, expected in (({}, "True"), (environment(DEFECTS["controller_not_restored"]), "False")):
-        done = subprocess.run(
-            [sys.executable, "-c", loaded], cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, check=True
-        )
-        assert done.stdout.strip() == expected
+        command = [sys.executable, "-c", loaded]
+        said = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, check=True)
+        assert said.stdout.strip() == expected
 
 
 def test_the_programs_know_nothing_of_it() -> None:

@@ -189,9 +189,9 @@ def three_steps(nodes: Sequence[str], record: OptimizerRecord, clipping: Clippin
     return group, shared.pop() + b"".join(state.tobytes() for state in states)
 
 
-def totals(norms: Norms | None) -> list[float]:
-    """The sums of squares over all tensors and over each, as a worker adds them up."""
-    if norms is None:
+def totals(norms: object) -> list[float]:
+    """The sums of squares over all tensors and over each, as a worker adds them up; nothing where it has no norms."""
+    if not isinstance(norms, Norms):
         return []
     rows = [(number, row) for number, count in enumerate(norms.rows) for row in range(count)]
     by_tensor = [norms.tensor_total(*row, tensor) for row in rows for tensor in range(len(TENSORS))]
