@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from lockstep.contract.errors import LockstepError
 from lockstep.internal.v1.worker_pb2 import PrepareReply, ReceiveReply, SnapshotReply, StateVector
+from worker.checksum import crc32c_of
 from worker.collective.handshake import COORDINATOR, HandshakeError, Membership, dial
 from worker.collective.links import Message
 from worker.collective.shared_memory import identity
-from worker.collective.tcp import HEADER, MAGIC, header, prepare_socket
+from worker.collective.tcp import CHECKSUM, HEADER, MAGIC, header, prepare_socket
 from worker.limits import HANDSHAKE_TIMEOUT_S, TRANSFER_BYTES, TRANSFER_TIMEOUT_S
 
 F32 = NDArray[np.float32]
@@ -97,19 +98,18 @@ def serve_state(connection: socket.socket, rank: int, offered: _Find, wanted: _F
                 return
             data = vector.data.cast("B")
             if message == Message.STATE_GIVEN:
-                _fill(connection, data)
+                _take(connection, data)
                 connection.sendall(header(Message.STATE, rank, step, 0))
                 continue
             connection.sendall(header(Message.STATE, rank, step, len(data)))
-            for at in range(0, len(data), TRANSFER_BYTES):
-                connection.sendall(data[at : at + TRANSFER_BYTES])
+            _give(connection, data)
     except (OSError, _Closed):
         return  # the coordinator has what it wanted, or is gone
 
 
 @final
 class _Closed(Exception):
-    """The other end closed."""
+    """The other end closed, or what it sent cannot be used."""
 
 
 def _read_memory(reply: SnapshotReply, endpoint: PrepareReply) -> State:
@@ -157,8 +157,7 @@ def _send(
                 continue
             given = _REQUEST.pack(vector.name.encode("ascii"), vector.first, vector.end)
             connection.sendall(header(Message.STATE_GIVEN, COORDINATOR, step, len(given)) + given)
-            for at in range(0, len(data), TRANSFER_BYTES):
-                connection.sendall(data[at : at + TRANSFER_BYTES])
+            _give(connection, data)
             _fill(connection, memoryview(head))
             if HEADER.unpack(head) != (MAGIC, Message.STATE, rank, step, 0):
                 raise _Closed(f"it did not take {vector.name}[{vector.first}:{vector.end}]")
@@ -190,12 +189,26 @@ def _receive(reply: SnapshotReply, endpoint: PrepareReply, member: Membership, r
             _fill(connection, memoryview(head))
             if HEADER.unpack(head) != (MAGIC, Message.STATE, rank, reply.step, 4 * array.size):
                 raise _Closed(f"it answered something else than {vector.name}[{vector.first}:{vector.end}]")
-            _fill(connection, array.data.cast("B"))
+            _take(connection, array.data.cast("B"))
     return state
 
 
 def _key(vector: StateVector) -> tuple[str, int, int]:
     return vector.name, vector.first, vector.end
+
+
+def _give(connection: socket.socket, data: memoryview) -> None:
+    for at in range(0, len(data), TRANSFER_BYTES):
+        connection.sendall(data[at : at + TRANSFER_BYTES])
+    connection.sendall(CHECKSUM.pack(crc32c_of((data,))))
+
+
+def _take(connection: socket.socket, target: memoryview) -> None:
+    checksum = bytearray(CHECKSUM.size)
+    _fill(connection, target)
+    _fill(connection, memoryview(checksum))
+    if CHECKSUM.unpack(checksum)[0] != crc32c_of((target,)):
+        raise _Closed("what it sent does not match its checksum")
 
 
 def _fill(connection: socket.socket, target: memoryview) -> None:

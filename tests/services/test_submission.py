@@ -46,6 +46,16 @@ def test_defaults_are_filled_in_once() -> None:
     assert job.dataset == f"datasets/digits@{DIGEST}"
 
 
+@pytest.mark.parametrize(
+    ("batch", "shards"), [(1, 1), (32, 1), (63, 1), (64, 2), (127, 2), (128, 4), (255, 4), (256, 8), (100_000, 8)]
+)
+def test_the_shards_follow_from_the_batch_size_alone(batch: int, shards: int) -> None:
+    for workers in (1, 2, 64):
+        job = prepare(spec(training={"epochs": 1, "batch_size": batch}, workers={"max": workers}), VERSION)
+        assert job.spec.training.shards == job.plan.shards == shards
+        assert job.spec.workers.max == min(workers, shards)
+
+
 def test_filling_in_again_changes_nothing() -> None:
     once = prepare(spec(), VERSION)
     again = prepare(once.spec, VERSION)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import google_crc32c
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from worker.collective.handshake import HandshakeError, Membership, answer, dial
 from worker.collective.links import Message
 from worker.collective.listener import Listener, dial_peer, link_peers
 from worker.collective.peers import PeerError
-from worker.collective.tcp import HEADER, MAGIC, TcpLinks, header
+from worker.collective.tcp import CHECKSUM, HEADER, MAGIC, TcpLinks, header
 
 NODES = ["a", "b"]
 KEY = b"k" * 32
@@ -39,6 +40,27 @@ def nothing() -> None:
 
 def part(array: np.ndarray) -> list[memoryview]:
     return [array.data.cast("B")]
+
+
+def frame_of(message: Message, step: int, payload: bytes) -> bytes:
+    """As worker 1 sends it."""
+    return header(message, 1, step, len(payload)) + payload + CHECKSUM.pack(google_crc32c.value(payload))
+
+
+def test_any_flipped_bit_of_a_frame_is_noticed() -> None:
+    frame = frame_of(Message.GRADIENTS, 4, np.arange(4, dtype=np.float32).tobytes())
+    padding = range(8 * len(MAGIC) + 16, 8 * len(MAGIC) + 32)
+    for bit in (bit for bit in range(8 * len(frame)) if bit not in padding):
+        damaged = bytearray(frame)
+        damaged[bit // 8] ^= 1 << bit % 8
+        here, there = socket.socketpair()
+        links = TcpLinks(0, NODES, {1: here})
+        links.expect(1, Message.GRADIENTS, 4, part(np.zeros(4, np.float32)))
+        there.sendall(damaged)
+        with pytest.raises(PeerError, match="worker 1"):
+            links.complete(4, 5.0, sent=False, late=nothing)
+        links.close()
+        there.close()
 
 
 def test_large_messages_cross_both_ways_at_once(pair: Pair) -> None:
@@ -71,6 +93,8 @@ def test_large_messages_cross_both_ways_at_once(pair: Pair) -> None:
         (header(Message.ABORT, 1, 4, 0), "gave up at step 4"),
         (header(Message.ABORT, 77, 4, 0), "gave up at step 4"),
         (header(Message.GRADIENTS, 1, 4, 64) + b"y" * 63, "closed its link at step 4"),
+        (header(Message.GRADIENTS, 1, 4, 64) + b"y" * 64 + b"\0\0\0", "closed its link at step 4"),
+        (header(Message.GRADIENTS, 1, 4, 64) + b"y" * 64 + b"\0\0\0\0", "GRADIENTS of step 4 that do not match their checksum"),
         (header(Message.GRADIENTS, 1, 4, 64)[:7], "closed its link at step 4"),
         (b"", "closed its link at step 4"),
     ],
@@ -86,7 +110,7 @@ def test_a_wrong_frame_ends_the_link_and_names_the_worker(pair: Pair, data: byte
 
 
 def test_every_cut_of_a_frame_is_noticed(pair: Pair) -> None:
-    frame = header(Message.GRADIENTS, 1, 4, 8) + b"z" * 8
+    frame = frame_of(Message.GRADIENTS, 4, b"z" * 8)
     for length in range(len(frame)):
         here, there = socket.socketpair()
         links = TcpLinks(0, NODES, {1: here})
@@ -104,7 +128,7 @@ def test_single_bytes_are_put_together(pair: Pair) -> None:
     links.expect(1, Message.PARAMETERS, 9, part(target))
 
     def trickle() -> None:
-        for byte in header(Message.PARAMETERS, 1, 9, 16) + values.tobytes():
+        for byte in frame_of(Message.PARAMETERS, 9, values.tobytes()):
             pair[1].sendall(bytes([byte]))
 
     thread = threading.Thread(target=trickle)
