@@ -193,6 +193,13 @@ def _stopped(name: str, victim: int, number: int, wakes_after_s: float | None) -
     return Case(14, f"worker {victim} stopped {long} at {name}", points, wakes_after_s=wakes_after_s, words=words)
 
 
+def late_in_a_new_group() -> Case:
+    """A survivor is stopped before it comes to the first barrier of its second group, which looks just like its first: whatever
+    were left of that one in its memory, the other would take for its arrival and its gradients."""
+    points = ("run1/rank1/step.before_forward=kill@3", "run1/group2/rank0/step.after_backward=stop@1")
+    return Case(14, "worker 0 stopped for 0.5 s in its second group", points, least=2, wakes_after_s=0.5)
+
+
 def _stop_cases() -> list[Case]:
     point = "run1/coordinator/stretch.when_reported=stop@3"
     return [
@@ -201,6 +208,7 @@ def _stop_cases() -> list[Case]:
         _stopped("step.before_forward", 1, 5, None),
         _stopped("update.when_half_done", 0, 5, None),
         _stopped("gather.when_sent", 1, 3, None),
+        late_in_a_new_group(),
         Case(14, "coordinator stopped for 1 s", (point,), wakes_after_s=1.0),
     ]
 
