@@ -139,11 +139,15 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a checkpoint so that a death in the midst leaves no half of it under its name."""
+    """Removes a checkpoint so that neither a death nor a power cut in the midst leaves half of it under its name.
+
+    Raises CheckpointBroken.
+    """
     old = folder.with_name(folder.name + ".old")
     if old.exists():
         shutil.rmtree(old)
     folder.rename(old)
+    settle_folders(folder.parent)  # else its files may be gone from the disk before its name is
     failpoint("checkpoint.when_deleting")
     shutil.rmtree(old)
 

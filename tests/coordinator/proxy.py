@@ -6,15 +6,26 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from enum import IntEnum
 from types import TracebackType
 from typing import Any, Self
 
 Address = tuple[str, int]
-_READ_BYTES = 1 << 16
+READ_BYTES = 1 << 16
 _AHEAD = 256  # reads that may be on their way
 _WAIT_S = 10.0
+
+
+class Way(IntEnum):
+    """The two ways of a connection: from who dialed to who was dialed, and back."""
+
+    THERE = 0
+    BACK = 1
+
+
+BOTH_WAYS = tuple(Way)
 
 
 class Proxy:
@@ -24,7 +35,7 @@ class Proxy:
     take in, so that the sender's writes are short (0: the kernel's choice).
     """
 
-    def __init__(self, delay_s: float = 0.0, piece_bytes: int = _READ_BYTES, buffer_bytes: int = 0) -> None:
+    def __init__(self, delay_s: float = 0.0, piece_bytes: int = READ_BYTES, buffer_bytes: int = 0) -> None:
         self._delay_s, self._piece_bytes, self._buffer_bytes = delay_s, piece_bytes, buffer_bytes
         self.forwarded_bytes = 0
         self._due: tuple[int, Callable[[], None]] | None = None
@@ -32,8 +43,9 @@ class Proxy:
         self._relays: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
-        self._open = asyncio.Event()
-        self._open.set()
+        self._open = {way: asyncio.Event() for way in Way}
+        for way in Way:
+            self._open[way].set()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -53,15 +65,17 @@ class Proxy:
         """Acts once, when so many more bytes were forwarded: mostly in the midst of a message."""
         self._due = (self.forwarded_bytes + count, act)
 
-    def hold(self, for_s: float | None = None) -> None:
-        """Nothing comes through any more, and nobody is told; for a time, or until `let_go`."""
-        self._loop.call_soon_threadsafe(self._open.clear)
-        if for_s is not None:
-            self._loop.call_soon_threadsafe(self._loop.call_later, for_s, self._open.set)
+    def hold(self, for_s: float | None = None, ways: Sequence[Way] = BOTH_WAYS) -> None:
+        """Nothing comes through any more that way, and nobody is told; for a time, or until `let_go`."""
+        for way in ways:
+            self._loop.call_soon_threadsafe(self._open[way].clear)
+            if for_s is not None:
+                self._loop.call_soon_threadsafe(self._loop.call_later, for_s, self._open[way].set)
 
     def let_go(self) -> None:
         """What was held goes on its way."""
-        self._loop.call_soon_threadsafe(self._open.set)
+        for way in Way:
+            self._loop.call_soon_threadsafe(self._open[way].set)
 
     def reset(self) -> None:
         """Breaks all connections: both ends get an RST."""
@@ -94,10 +108,10 @@ class Proxy:
                     each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer_bytes)
             await self._loop.sock_connect(there, target)
             async with asyncio.TaskGroup() as pipes:
-                for source, sink in ((here, there), (there, here)):
+                for way, source, sink in ((Way.THERE, here, there), (Way.BACK, there, here)):
                     ahead: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_AHEAD)
                     pipes.create_task(self._read(source, ahead))
-                    pipes.create_task(self._write(ahead, sink))
+                    pipes.create_task(self._write(ahead, sink, way))
         except* OSError:
             pass  # an end is gone; the other hears of it
         except* asyncio.CancelledError:
@@ -110,20 +124,20 @@ class Proxy:
     async def _read(self, source: socket.socket, ahead: asyncio.Queue[tuple[float, bytes]]) -> None:
         data = b"-"
         while data:
-            data = await self._loop.sock_recv(source, self._buffer_bytes or _READ_BYTES)
+            data = await self._loop.sock_recv(source, self._buffer_bytes or READ_BYTES)
             await ahead.put((self._loop.time() + self._delay_s, data))
 
-    async def _write(self, ahead: asyncio.Queue[tuple[float, bytes]], sink: socket.socket) -> None:
+    async def _write(self, ahead: asyncio.Queue[tuple[float, bytes]], sink: socket.socket, way: Way) -> None:
         data = b"-"
         while data:
             due, data = await ahead.get()
             await asyncio.sleep(max(0.0, due - self._loop.time()))
-            await self._send(sink, data)
+            await self._send(sink, data, way)
         sink.shutdown(socket.SHUT_WR)
 
-    async def _send(self, sink: socket.socket, data: bytes) -> None:
+    async def _send(self, sink: socket.socket, data: bytes, way: Way) -> None:
         while data:
-            await self._open.wait()
+            await self._open[way].wait()
             most = self._piece_bytes
             if self._due is not None:
                 most = min(most, max(1, self._due[0] - self.forwarded_bytes))

@@ -1,15 +1,16 @@
-"""Cases carried out two at a time, each checked by all oracles, and what came of them."""
+"""Cases carried out side by side, each checked by all oracles, and what came of them."""
 
 from __future__ import annotations
 
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
-from typing import final
+from typing import Protocol, TypeVar, final
 
 from tests.faults.case import Case
 from tests.faults.fault_job import reference
@@ -19,12 +20,27 @@ from tests.faults.trial import run_trial
 AT_ONCE = 2
 
 
+class Named(Protocol):
+    """What every case is: one of a row, with a name."""
+
+    @property
+    def row(self) -> int:
+        """The row's number."""
+
+    @property
+    def name(self) -> str:
+        """What is done."""
+
+
+AnyCase = TypeVar("AnyCase", bound=Named)
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a case: how many of its points fired, whether so many did as must, the failure or nothing."""
+    """What became of a case of a row: how many of its faults fired, whether so many did as must, the failure or nothing."""
 
-    case: Case
+    row: int
     fired: int
     effective: bool
     seconds: float
@@ -53,39 +69,50 @@ class Tally:
 
 
 def judge(case: Case) -> Verdict:
-    """Runs a case and looks at it."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="lockstep-faults-") as folder:
-            outcome = run_trial(case, Path(folder))
-            fired = len(outcome.fired)
-            failure = ""
-            try:
-                check(outcome)
-            except AssertionError as error:
-                failure = str(error)
-            return Verdict(case, fired, fired >= case.expected, outcome.seconds, failure)
-    except Exception:  # a campaign goes on, and says what it met
-        return Verdict(case, 0, False, 0.0, f"row {case.row}, {case.name}: {traceback.format_exc()}")
+    """Runs the trial of a case and looks at it."""
+    reference(case.epochs)
+    with tempfile.TemporaryDirectory(prefix="lockstep-faults-") as folder:
+        outcome = run_trial(case, Path(folder))
+        fired = len(outcome.fired)
+        failure = ""
+        try:
+            check(outcome)
+        except AssertionError as error:
+            failure = str(error)
+        return Verdict(case.row, fired, fired >= case.expected, outcome.seconds, failure)
 
 
-def carry_out(cases: Iterable[Case], on_verdict: Callable[[Verdict], None] = lambda verdict: None) -> Tally:
-    """All cases, two at a time."""
+def carry_out(
+    cases: Iterable[AnyCase],
+    judge: Callable[[AnyCase], Verdict],
+    on_verdict: Callable[[Verdict], None] = lambda verdict: None,
+    apart: bool = False,
+    at_once: int = AT_ONCE,
+) -> Tally:
+    """All cases, so many side by side; `apart`, each in a process where there is no other."""
     tally = Tally()
-    for verdict in _verdicts(iter(cases)):
-        tally.add(verdict)
-        on_verdict(verdict)
+    pool = ProcessPoolExecutor(at_once, get_context("spawn")) if apart else ThreadPoolExecutor(at_once)
+    with pool:
+        for verdict in _verdicts(pool, at_once, iter(cases), judge):
+            tally.add(verdict)
+            on_verdict(verdict)
     return tally
 
 
-def _verdicts(cases: Iterator[Case]) -> Iterator[Verdict]:
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        running: set[Future[Verdict]] = set()
-        while True:
-            for case in islice(cases, AT_ONCE - len(running)):
-                reference(case.epochs)  # once, before both would wait for it
-                running.add(pool.submit(judge, case))
-            if not running:
-                return
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
+def _verdicts(pool: Executor, at_once: int, cases: Iterator[AnyCase], judge: Callable[[AnyCase], Verdict]) -> Iterator[Verdict]:
+    running: set[Future[Verdict]] = set()
+    while True:
+        for case in islice(cases, at_once - len(running)):
+            running.add(pool.submit(_judged, judge, case))
+        if not running:
+            return
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield future.result()
+
+
+def _judged(judge: Callable[[AnyCase], Verdict], case: AnyCase) -> Verdict:
+    try:
+        return judge(case)
+    except Exception:  # a campaign goes on, and says what it met
+        return Verdict(case.row, 0, False, 0.0, f"row {case.row}, {case.name}: {traceback.format_exc()}")

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import final
+from typing import Any, final
 
+from coordinator.checkpoint_folder import read_manifest
+from coordinator.checkpoints import folder_name
 from lockstep.contract.arithmetic import ARITHMETIC_VERSION
 from lockstep.contract.digests import arithmetic_digest
+from lockstep.contract.manifest import FileRecord, Manifest
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1.model_pb2 import BatchNorm, Dense, Dropout, Layer, ModelSpec, Relu
 from lockstep.v1.optimization_pb2 import Adam, Clipping, CosineSchedule, Optimizer, Schedule
@@ -82,10 +85,30 @@ def _model() -> ModelSpec:
 
 @final
 @dataclass(frozen=True, slots=True)
+class StepState:
+    """What a manifest says of a step, as far as neither time nor workers have a part in it: the files with weights and
+    optimizer, the losses, what the controller remembers."""
+
+    files: dict[str, FileRecord]
+    losses: tuple[float | None, ...]
+    best_step: int | None
+    controller: dict[str, Any]
+    applied_rows: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> StepState:
+        """That of a checkpoint."""
+        losses = (manifest.loss, manifest.validation_loss, manifest.best_validation_loss)
+        return cls(manifest.files, losses, manifest.best_step, manifest.controller, manifest.applied_rows)
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Reference:
-    """What one uninterrupted run on one worker gives: the hash of the weights after each step, and the curves."""
+    """What one uninterrupted run on one worker gives: after each step the hash of the weights and the state; the curves."""
 
     hashes: dict[int, str]
+    states: dict[int, StepState]
     curve: dict[tuple[int, str], float]
     rows: int
 
@@ -100,12 +123,17 @@ def reference(epochs: int = EPOCHS) -> Reference:
         if epochs not in _references:
             with TemporaryDirectory(prefix="lockstep-faults-") as folder:
                 files = Path(folder)
-                order = fault_order(files, workers=1, epochs=epochs, checkpoint_steps=1, kept=1)
+                order = fault_order(files, workers=1, epochs=epochs, checkpoint_steps=1, kept=epochs * STEPS_PER_EPOCH)
                 ended, events = run_once(order, files)
+                checkpoints = files / "checkpoints" / order.job_id
+                states = {
+                    step: StepState.of(read_manifest(checkpoints / folder_name(step, order.arithmetic_digest)))
+                    for step in range(1, order.plan.total_steps + 1)
+                }
             assert ended.outcome == agent.RunEnded.SUCCEEDED, ended.reason
             hashes = {
                 event.checkpoint.step: event.checkpoint.weights_sha256 for event in events if event.HasField("checkpoint")
             }
             assert sorted(hashes) == list(range(1, order.plan.total_steps + 1))
-            _references[epochs] = Reference(hashes, curve(events), order.plan.training_rows * epochs)
+            _references[epochs] = Reference(hashes, states, curve(events), order.plan.training_rows * epochs)
         return _references[epochs]

@@ -1,22 +1,24 @@
 """The oracles: what must hold of a job after any fault. Each raises AssertionError with what it found.
 
-O1 the weights of every checkpoint, and the curves, are those of one uninterrupted run on one worker
+O1 the weights of every checkpoint, the state of those that are kept, and the curves are those of one uninterrupted run on
+   one worker
 O2 whatever was acknowledged is there, whole
 O3 the job's states are a path of the transition table, with one end; no step has two results
 O4 nothing is left: processes, temporary folders, shared memory
 O5 once faults stop, the job ends within its time
-O6 what people are told names the victim and the cause
+O6 what people are told names the victim and the cause, and nothing is told that no fault has caused
 """
 
 from __future__ import annotations
 
 import time
 
-from coordinator.checkpoint_folder import verify_folder
+from coordinator.checkpoint_folder import Damaged, verify_folder
 from coordinator.checkpoints import folder_name
+from lockstep.contract.manifest import Manifest
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from services.jobs.transitions import TERMINAL, Event, State, next_state
-from tests.faults.fault_job import reference
+from tests.faults.fault_job import StepState, reference
 from tests.faults.trial import Outcome
 from tests.leftovers import abandoned_segments, process_folders
 
@@ -33,7 +35,7 @@ _ENDS = {
 
 def check(outcome: Outcome) -> None:
     """All of them, of a job that must succeed."""
-    for oracle in (ended_in_time, same_weights, nothing_acknowledged_lost, states_are_a_path, nothing_left, victims_named):
+    for oracle in _ORACLES:
         try:
             oracle(outcome)
         except AssertionError as error:
@@ -65,6 +67,14 @@ def same_weights(outcome: Outcome) -> None:
     assert (result.step, result.weights_sha256) == (last, undisturbed.hashes[last]), f"the result is that of step {result.step}"
 
 
+def same_state(outcome: Outcome) -> None:
+    """O1 of what a next run would begin with: the optimizer's state, what the controller remembers."""
+    undisturbed = reference(outcome.case.epochs)
+    for step, manifest in _kept(outcome).items():
+        found, expected = StepState.of(manifest), undisturbed.states[step]
+        assert found == expected, f"the checkpoint of step {step} has another state: {found} instead of {expected}"
+
+
 def nothing_acknowledged_lost(outcome: Outcome) -> None:
     """O2: no gap in the events; a run begins no earlier than at the last checkpoint that was acknowledged; what the result
     names verifies."""
@@ -76,11 +86,10 @@ def nothing_acknowledged_lost(outcome: Outcome) -> None:
                 assert event.started.start_step >= acknowledged, f"began at {event.started.start_step} after {acknowledged}"
             if event.HasField("checkpoint"):
                 acknowledged = max(acknowledged, event.checkpoint.step)
-    folder = outcome.files / "checkpoints" / outcome.orders[-1].job_id
+    kept = _kept(outcome)
     assert outcome.ended.result.checkpoints
     for checkpoint in outcome.ended.result.checkpoints:
-        manifest = verify_folder(folder / folder_name(checkpoint.step, outcome.orders[-1].arithmetic_digest))
-        assert manifest.weights_sha256 == checkpoint.weights_sha256
+        assert kept[checkpoint.step].weights_sha256 == checkpoint.weights_sha256
 
 
 def states_are_a_path(outcome: Outcome) -> None:
@@ -135,6 +144,39 @@ def victims_named(outcome: Outcome) -> None:
             )
     for word in outcome.case.words:
         assert word in said, f"nobody is told {word!r}"
+
+
+def nobody_else_blamed(outcome: Outcome) -> None:
+    """O6: no more failures are told than faults fired that cause such. Waits that ran out do not count: the machine may be that
+    slow."""
+    stops = "=stop@" if outcome.case.wakes_after_s is None else "=kill@"  # one that is woken costs time alone
+    for words, causes in ((("WORKER_LOST", "WORKER_FAILED"), ("=kill@", stops)), (("CORRUPTION_DETECTED",), ("=corrupt",))):
+        told = [text for word in words for text in outcome.told(word) if not any(late in text for late in _LATE)]
+        fired = [fired for fired in outcome.fired if any(cause in fired.point for cause in causes)]
+        assert len(told) <= len(fired), f"nothing has caused one of these: {told}"
+
+
+_LATE = ("did not reach step", "did not answer within")
+_ORACLES = (
+    ended_in_time,
+    same_weights,
+    nothing_acknowledged_lost,
+    same_state,
+    states_are_a_path,
+    nothing_left,
+    victims_named,
+    nobody_else_blamed,
+)
+
+
+def _kept(outcome: Outcome) -> dict[int, Manifest]:
+    """What the checkpoints that the result names say, by step; each is read back. Raises AssertionError."""
+    folder, order = outcome.files / "checkpoints" / outcome.orders[-1].job_id, outcome.orders[-1]
+    try:
+        steps = [checkpoint.step for checkpoint in outcome.ended.result.checkpoints]
+        return {step: verify_folder(folder / folder_name(step, order.arithmetic_digest)) for step in steps}
+    except Damaged as damaged:
+        raise AssertionError(str(damaged)) from damaged
 
 
 def _of_sessions(sessions: set[int]) -> list[int]:

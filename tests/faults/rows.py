@@ -7,10 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import final
+from typing import Generic, final
 
 from coordinator.group.local import NODE
 from lockstep.contract.manifest import MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE
+from tests.faults.campaign import AT_ONCE, AnyCase, Verdict, judge
 from tests.faults.case import Case
 from tests.faults.kernels import other_kernel
 from worker.failpoints import COORDINATOR, WORKER
@@ -32,14 +33,22 @@ PASSINGS = {
 
 @final
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A row: what is done, its fixed cases, a case drawn for the soak, and how many the soak takes."""
+class Row(Generic[AnyCase]):
+    """A row: what is done, its fixed cases, how a case is drawn for the soak, how many the soak takes, and how one is judged.
+
+    A case may stand for several, at most `in_one`: as many as it is asked for. With `apart` each wants a process where there
+    is no other; `at_once` are carried out side by side.
+    """
 
     number: int
     fault: str
-    fixed: Callable[[], list[Case]]
-    drawn: Callable[[Random], Case]
+    fixed: Callable[[], list[AnyCase]]
+    drawn: Callable[[Random, int], AnyCase]
     soak: int
+    judge: Callable[[AnyCase], Verdict]
+    in_one: int = 1
+    apart: bool = False
+    at_once: int = AT_ONCE
 
 
 def worker_cases(name: str) -> list[Case]:
@@ -62,7 +71,7 @@ def _worker_killed(name: str, victim: int, number: int, late: bool, workers: int
     return Case(1, f"worker {victim} killed at {name}", points, workers=workers)
 
 
-def _draw_worker_killed(random: Random) -> Case:
+def _draw_worker_killed(random: Random, _: int) -> Case:
     name = random.choice(list(WORKER))
     number = random.randint(1, PASSINGS.get(name, STEPS))
     workers = random.choice((2, 3))
@@ -96,7 +105,7 @@ def _coordinator_killed(name: str, number: int, run: int = 1, step: int = 3, wor
     return Case(2, f"coordinator of run {run} killed at {name}", tuple(points), workers=workers)
 
 
-def _draw_coordinator_killed(random: Random) -> Case:
+def _draw_coordinator_killed(random: Random, _: int) -> Case:
     name = random.choice(list(COORDINATOR))
     number, workers = random.randint(1, PASSINGS[name]), random.choice((2, 3))
     again = PASSINGS[name] == 1 and not name.startswith("recovery.") and random.random() < 0.5
@@ -116,11 +125,79 @@ def many_kills(random: Random, kills: int) -> Case:
     )
 
 
+# Places that a worker comes to in each step before it needs the others.
+_ALONE = ("step.before_forward", "step.after_forward", "step.after_backward")
+
+
+def _both_workers(places: tuple[str, str], number: int) -> Case:
+    """Two of three workers in the same step."""
+    points = tuple(f"run1/rank{rank}/{place}=kill@{number}" for rank, place in enumerate(places))
+    return Case(6, f"workers killed at {places[0]} and {places[1]}", points, workers=3)
+
+
+def _worker_again(first: str, second: str, number: int, again: int, victim: int) -> Case:
+    """A worker, then one of those that are left, in the group that they form."""
+    points = (f"run1/rank{0 if victim else 2}/{first}=kill@{number}", f"run1/group2/rank{victim}/{second}=kill@{again}")
+    return Case(6, f"a worker killed at {first}, then one at {second}", points, workers=3)
+
+
+def _worker_and_coordinator(first: str, number: int, second: str, third: str = "", again: int = 1) -> Case:
+    """A worker, then the coordinator while it recovers; with a third place a worker of the next run, too."""
+    points = [f"run1/rank1/{first}=kill@{number}", f"run1/coordinator/{second}=kill@1"]
+    if third:
+        points.append(f"run2/rank0/{third}=kill@{again}")
+    then = f", then a worker at {third}" if third else ""
+    return Case(6, f"a worker killed at {first}, the coordinator at {second}{then}", tuple(points))
+
+
+def _coordinator_and_worker(first: str, number: int, second: str, again: int, victim: int) -> Case:
+    """The coordinator, then a worker of the next run."""
+    points = (f"run1/coordinator/{first}=kill@{number}", f"run2/rank{victim}/{second}=kill@{again}")
+    return Case(6, f"the coordinator killed at {first}, then a worker at {second}", points)
+
+
+def _double_cases() -> list[Case]:
+    return [
+        _both_workers(("step.after_forward", "step.before_forward"), 3),
+        _worker_again("update.when_half_done", "snapshot.when_received", 3, 1, 1),
+        _worker_and_coordinator("gather.when_sent", 3, "recovery.when_fenced", "reduce.after_post", 2),
+        _coordinator_and_worker("checkpoint.when_renamed", 1, "update.when_begun", 2, 1),
+    ]
+
+
+def _draw_double(random: Random, _: int) -> Case:
+    steps = [name for name in WORKER if PASSINGS.get(name, STEPS) == STEPS]
+    recoveries = [name for name in COORDINATOR if name.startswith("recovery.")]
+    # Early enough that the job goes on behind it.
+    early = [name for name in COORDINATOR if name.startswith(("group.", "stretch.", "snapshot.", "checkpoint.when_f"))]
+    first, second, number, again = random.choice(steps), random.choice(steps), random.randint(2, 6), random.randint(1, 3)
+    match random.randrange(4):
+        case 0:
+            return _both_workers((random.choice(_ALONE), random.choice(_ALONE)), number)
+        case 1:
+            if random.random() < 0.3:
+                second, again = "snapshot.when_received", 1
+            return _worker_again(first, second, number, again, random.randrange(2))
+        case 2:
+            third = second if random.random() < 0.5 else ""
+            return _worker_and_coordinator(first, number, random.choice(recoveries), third, again)
+        case _:
+            name = random.choice(early)
+            return _coordinator_and_worker(name, random.randint(1, min(3, PASSINGS[name])), second, again, random.randrange(2))
+
+
 def _stopped(name: str, victim: int, number: int, wakes_after_s: float | None) -> Case:
     long = f"for {wakes_after_s} s" if wakes_after_s else "for ever"
     words = () if wakes_after_s else (f"worker {victim} (node local",)
     points = (f"run1/rank{victim}/{name}=stop@{number}",)
     return Case(14, f"worker {victim} stopped {long} at {name}", points, wakes_after_s=wakes_after_s, words=words)
+
+
+def late_in_a_new_group() -> Case:
+    """A survivor is stopped before it comes to the first barrier of its second group, which looks just like its first: whatever
+    were left of that one in its memory, the other would take for its arrival and its gradients."""
+    points = ("run1/rank1/step.before_forward=kill@3", "run1/group2/rank0/step.after_backward=stop@1")
+    return Case(14, "worker 0 stopped for 0.5 s in its second group", points, least=2, wakes_after_s=0.5)
 
 
 def _stop_cases() -> list[Case]:
@@ -131,11 +208,12 @@ def _stop_cases() -> list[Case]:
         _stopped("step.before_forward", 1, 5, None),
         _stopped("update.when_half_done", 0, 5, None),
         _stopped("gather.when_sent", 1, 3, None),
+        late_in_a_new_group(),
         Case(14, "coordinator stopped for 1 s", (point,), wakes_after_s=1.0),
     ]
 
 
-def _draw_stopped(random: Random) -> Case:
+def _draw_stopped(random: Random, _: int) -> Case:
     names = [name for name in WORKER if PASSINGS.get(name, STEPS) == STEPS]
     return _stopped(random.choice(names), random.randrange(2), random.randint(2, STEPS), random.choice((0.5, 1.0, None)))
 
@@ -144,6 +222,10 @@ def _foreign(victim: int) -> Case:
     words = ("has fingerprint", "the job's is", "it was refused")
     environments = {victim: {"OPENBLAS_CORETYPE": other_kernel()}}
     return Case(16, f"worker {victim} with another kernel", (), workers=3, environments=environments, words=words)
+
+
+def _draw_foreign(random: Random, _: int) -> Case:
+    return _foreign(random.randrange(3))
 
 
 def _flipped_parameters(name: str, victim: int, number: int, place: int = 500) -> Case:
@@ -190,7 +272,7 @@ def _flip_cases() -> list[Case]:
     ]
 
 
-def _draw_flipped(random: Random) -> Case:
+def _draw_flipped(random: Random, _: int) -> Case:
     place = random.randrange(1000)
     match random.randrange(4):
         case 0:
@@ -210,26 +292,26 @@ def _all(names: dict[str, str], cases: Callable[[str], list[Case]]) -> Callable[
     return lambda: [case for name in names for case in cases(name)]
 
 
-ROWS = {
+ROWS: dict[int, Row[Case]] = {
     row.number: row
     for row in (
-        Row(1, "worker killed at a named place", _all(WORKER, worker_cases), _draw_worker_killed, 800),
-        Row(2, "coordinator killed at a named place", _all(COORDINATOR, coordinator_cases), _draw_coordinator_killed, 450),
-        Row(5, "many kills in one job", lambda: [many_kills(Random(5), 25)], lambda random: many_kills(random, 25), 1500),
-        Row(14, "worker or coordinator stopped", _stop_cases, _draw_stopped, 120),
-        Row(16, "mixed fingerprints", lambda: [_foreign(rank) for rank in range(3)], lambda r: _foreign(r.randrange(3)), 3),
-        Row(17, "a bit flipped", _flip_cases, _draw_flipped, 600),
+        Row(1, "worker killed at a named place", _all(WORKER, worker_cases), _draw_worker_killed, 800, judge),
+        Row(
+            2, "coordinator killed at a named place", _all(COORDINATOR, coordinator_cases), _draw_coordinator_killed, 450, judge
+        ),
+        Row(5, "many kills in one job", lambda: [many_kills(Random(5), 25)], many_kills, 1500, judge, in_one=1500),
+        Row(6, "two or three kills in one job", _double_cases, _draw_double, 500, judge),
+        Row(14, "worker or coordinator stopped", _stop_cases, _draw_stopped, 120, judge),
+        Row(16, "mixed fingerprints", lambda: [_foreign(rank) for rank in range(3)], _draw_foreign, 3, judge),
+        Row(17, "a bit flipped", _flip_cases, _draw_flipped, 600, judge),
     )
 }
 
 
-def drawn(row: Row, seed: int, count: int) -> Iterator[Case]:
-    """The soak's cases of a row; the same for the same seed. Of row 5 that is one job with so many kills."""
-    if row.number == 5:
-        yield many_kills(Random(f"{seed}/5"), count)
-        return
-    for number in range(count):
-        yield row.drawn(Random(f"{seed}/{row.number}/{number}"))
+def drawn(row: Row[AnyCase], seed: int, count: int) -> Iterator[AnyCase]:
+    """The soak's cases of a row; the same for the same seed."""
+    for first in range(0, count, row.in_one):
+        yield row.drawn(Random(f"{seed}/{row.number}/{first}"), min(row.in_one, count - first))
 
 
 def places_of(case: Case) -> set[str]:

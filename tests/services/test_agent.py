@@ -76,7 +76,7 @@ async def test_an_event_counts_once_and_one_of_an_older_run_not_at_all(api: Runn
         await agent.say(job, 1, sequence=4, **points(2, loss=9.0))
         await agent.say(job, 1, sequence=5, **ended(Outcome.SUCCEEDED, "late", 240))
         await agent.say(job, 2, **started(step=3))
-        assert (await api.get(f"jobs/{job}")).state == S.RUNNING
+        assert (await api.get(f"jobs/{job}")).state == S.RUNNING, "an older run has ended the job"
         await agent.say(job, 2, **ended(Outcome.FAILED, "bad data", 4))
     events = await api.watch(f"jobs/{job}")
     assert [point.value for event in of_kind(events, "points") for point in event.points.points] == [0.5]

@@ -18,6 +18,7 @@ from tests.worker.collective.memory_group import (
 )
 from tests.worker.nn.networks import dense_net
 from worker.collective.shared_memory import F32, REPORT_FLOATS
+from worker.nn.norms import Norms
 from worker.nn.shapes import parameter_layout
 from worker.nn.update import Update as RealUpdate
 from worker.specs import ClippingRecord, ConstantSchedule, LambRecord, MomentumRecord, OptimizerRecord, PenaltyRecord
@@ -132,14 +133,26 @@ def three_steps(nodes: Sequence[str], record: OptimizerRecord, clipping: Clippin
         gradients = [drawn(10 * step + shard) for shard in range(5)]
         results = group.step(step, filled, gradients, [1.0] * 5, [True] * len(nodes))
         assert all(result.finite for result in results)
-    # A difference in the last bit of a float64 norm seldom shows in the float32 parameters: its sums are compared as well.
+    # A difference in the last bit of a float64 norm seldom shows in the float32 parameters: its sums are compared as well, and
+    # what each worker makes of them.
     shared = {
-        group.parameters[node].tobytes() + b"".join(sums.tobytes() for sums in reduction._memory.norms)
+        group.parameters[node].tobytes()
+        + b"".join(sums.tobytes() for sums in reduction._memory.norms)
+        + repr(totals(reduction._update.norms)).encode()
         for node, reduction in zip(nodes, group.reductions, strict=True)
     }
-    assert len(shared) == 1
+    assert len(shared) == 1, "norms by the number of workers"
     states = [np.concatenate(chunks) for chunks in zip(*(group.states[rank] for rank in range(len(nodes))), strict=True)]
     return group, shared.pop() + b"".join(state.tobytes() for state in states)
+
+
+def totals(norms: object) -> list[float]:
+    """The sums of squares over all tensors and over each, as a worker adds them up; nothing where it has no norms."""
+    if not isinstance(norms, Norms):
+        return []
+    rows = [(number, row) for number, count in enumerate(norms.rows) for row in range(count)]
+    by_tensor = [norms.tensor_total(*row, tensor) for row in rows for tensor in range(len(TENSORS))]
+    return [norms.total(*row) for row in rows] + by_tensor
 
 
 @pytest.mark.parametrize(
@@ -163,7 +176,7 @@ def test_norms_give_the_same_bits_on_any_number_of_workers_and_nodes(
             assert reduction._barrier._phase == 3 * (1 + passes)  # one more barrier for each pass
         if many and len(nodes) == len(set(nodes)):  # to each other node: sums, norms of each pass, parameters
             assert set(group.network.messages_sent.values()) == {3 * (len(nodes) - 1) * (1 + passes)}
-    assert len(found) == 1
+    assert len(found) == 1, "norms by the number of workers"
 
 
 def test_sums_by_rank_would_give_other_bits() -> None:
