@@ -232,7 +232,7 @@ class Members:
         size = self._group.size
         by_rank = [requests] * size if isinstance(requests, _Request) else requests
         sent = {rank: request.SerializeToString() for rank, request in enumerate(by_rank)}
-        answered = self._group.call(sent, deadline_s, interrupted or self._interrupted, _is_failure)
+        answered = self._group.call(sent, deadline_s, interrupted or self._interrupted, _grace_s)
         replies = {rank: worker_pb2.WorkerReply.FromString(reply) for rank, reply in answered.by_rank.items()}
         failures = {rank: reply.failure for rank, reply in sorted(replies.items()) if reply.HasField("failure")}
         if answered.losses or failures:
@@ -245,5 +245,7 @@ class Members:
         return [replies[rank] for rank in range(size)]
 
 
-def _is_failure(reply: bytes) -> bool:
-    return worker_pb2.WorkerReply.FromString(reply).HasField("failure")
+def _grace_s(reply: bytes) -> float:
+    """How long the others are awaited after this answer; 0: as long as before."""
+    message = worker_pb2.WorkerReply.FromString(reply)
+    return max(limits.LOSS_GRACE_S, message.failure.patience_s) if message.HasField("failure") else 0.0

@@ -20,6 +20,7 @@ from coordinator.exit_status import Cause, interpret, out_of_memory_kills
 from coordinator.group.cluster import Cluster
 from coordinator.group.group import (
     SHARD_WORKER,
+    AnswersDue,
     GroupStartFailed,
     Interrupted,
     Replies,
@@ -206,7 +207,7 @@ class LocalGroup(WorkerGroup):
         requests: Mapping[int, bytes],
         deadline_s: float,
         interrupted: Callable[[], bool] = never,
-        alarm: Callable[[bytes], bool] = no_alarm,
+        alarm: Callable[[bytes], float] = no_alarm,
     ) -> Replies:
         deadline = time.monotonic() + deadline_s
         for rank, request in requests.items():
@@ -231,7 +232,7 @@ class LocalGroup(WorkerGroup):
         waiting: set[int],
         deadline: float,
         interrupted: Callable[[], bool],
-        alarm: Callable[[bytes], bool],
+        alarm: Callable[[bytes], float],
         grace: bool = True,
     ) -> tuple[dict[int, bytes], dict[int, WorkerLoss], bool]:
         """Answers and losses by rank, and whether there was an alarm; until all came, the deadline, or a loss and the grace."""
@@ -241,11 +242,11 @@ class LocalGroup(WorkerGroup):
             poll.register(fd, select.POLLIN)
         replies: dict[int, bytes] = {}
         losses: dict[int, WorkerLoss] = {}
-        alarmed = False
+        due = AnswersDue(deadline)
         while waiting:
             if interrupted():
                 raise Interrupted
-            left_s = deadline - time.monotonic()
+            left_s = due.end - time.monotonic()
             if left_s <= 0:
                 break
             for fd, _ in poll.poll(min(left_s, limits.POLL_S) * 1000):
@@ -263,10 +264,11 @@ class LocalGroup(WorkerGroup):
                 if rank in replies or lost:
                     poll.unregister(fd)
                     waiting = waiting - {rank}
-                alarmed = alarmed or (rank in replies and alarm(replies[rank]))
-                if grace and (lost or alarmed):
-                    deadline = min(deadline, time.monotonic() + limits.LOSS_GRACE_S)
-        return replies, losses, alarmed
+                if rank in replies:
+                    due.heard(time.monotonic(), alarm(replies[rank]))
+                if grace and lost:
+                    due.lost(time.monotonic())
+        return replies, losses, due.alarmed
 
     def _dead(self, rank: int) -> WorkerLoss:
         try:

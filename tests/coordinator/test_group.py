@@ -11,8 +11,9 @@ from typing import Any, cast
 
 import pytest
 
+from coordinator import limits
 from coordinator.exit_status import Cause
-from coordinator.group.group import GroupStartFailed, Interrupted
+from coordinator.group.group import AnswersDue, GroupStartFailed, Interrupted
 from coordinator.group.heartbeat import Heartbeat
 from coordinator.group.local import LocalGroup
 from tests.coordinator.ray_head import RayHead
@@ -176,7 +177,8 @@ def test_hired_workers_that_die_are_told_once(make: MakeGroup, leaf: MakeGroup) 
 
 def test_after_an_alarm_the_others_still_owe_their_answers_and_the_next_call_gets_its_own(make: MakeGroup) -> None:
     group = make(3)
-    answered = group.call({0: b"echo alarm", 1: b"sleep 1.5", 2: b"sleep 60"}, 30, alarm=lambda reply: reply == b"alarm")
+    requests = {0: b"echo alarm", 1: b"sleep 1.5", 2: b"sleep 60"}
+    answered = group.call(requests, 30, alarm=lambda reply: 0.3 if reply == b"alarm" else 0.0)
     assert answered.by_rank == {0: b"alarm"} and not answered.losses
     settled = group.settle(4)
     assert settled.by_rank == {1: b"slept"} and [(loss.rank, loss.cause) for loss in settled.losses] == [(2, Cause.LATE)]
@@ -234,3 +236,15 @@ def test_a_head_that_is_gone_does_not_stand_in_place_of_the_runs_end(leaf: MakeG
     assert tried == ["kill", "kill", "placement"]
     group.close()
     assert len(tried) == 3
+
+
+def test_the_most_patient_alarm_is_heeded_yet_not_after_a_loss() -> None:
+    due = AnswersDue(100.0)
+    due.heard(10.0, 0.0)
+    assert due.end == 100.0 and not due.alarmed
+    due.heard(10.0, 0.3)
+    due.heard(10.1, 5.0)
+    due.heard(10.2, 0.3)
+    assert due.end == pytest.approx(15.1) and due.alarmed
+    due.lost(11.0)
+    assert due.end == pytest.approx(11.0 + limits.LOSS_GRACE_S)
