@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import final
 
 from benchmarks.allreduce_race.ours import WORKERS
-from benchmarks.machine import add_kernel, add_torch, check_torch, choose_kernel, machine
+from benchmarks.machine import add_kernel, add_torch, add_turns, check_torch, check_turns, choose_kernel, machine
 from benchmarks.tables import below, ratios, say, spread, table, verdict
 from benchmarks.turns import Group, Side
 
@@ -79,13 +79,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python benchmarks/allreduce.py", description=__doc__)
     add_torch(parser)
     add_kernel(parser)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of a turn, at least five reductions (default 0.5)")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each contestant (default 15)")
+    add_turns(parser, 0.5, ", at least five reductions", 15)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     options = parser.parse_args()
     check_torch(parser, options.torch_python)
-    if options.rounds < 1 or options.seconds <= 0:
-        parser.error("--rounds must be at least 1, --seconds above 0")
+    check_turns(parser, options)
     choose_kernel(options.kernel)
 
     rows, missed, kept = [], [], {}

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from benchmarks.ddp_race.cases import BY_NAME, CASES, WORKERS
 from benchmarks.ddp_race.race import DDP, DEFAULT, MANY, ONE_DDP, ONE_WORKER, OURS, TORCH, Outcome, race
-from benchmarks.machine import add_kernel, add_torch, check_torch, choose_kernel, end_on_sigterm, machine
+from benchmarks.machine import (
+    add_kernel,
+    add_torch,
+    add_turns,
+    check_torch,
+    check_turns,
+    choose_kernel,
+    end_on_sigterm,
+    machine,
+)
 from benchmarks.tables import row, say, spread, table, verdict
 from tests.promises.service import Service
 
@@ -60,13 +69,11 @@ def main() -> int:
     add_torch(parser)
     add_kernel(parser)
     parser.add_argument("--rows", nargs="+", choices=sorted(BY_NAME), metavar="ROW", help=f"of {', '.join(BY_NAME)}")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of one turn of each contestant (default 30)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each contestant (default 3)")
+    add_turns(parser, 30, "", 3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     options = parser.parse_args()
     check_torch(parser, options.torch_python)
-    if options.rounds < 1 or options.seconds <= 0:
-        parser.error("--rounds must be at least 1, --seconds above 0")
+    check_turns(parser, options)
     choose_kernel(options.kernel)
     end_on_sigterm()
 

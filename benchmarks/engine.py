@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.engine_race.cases import BY_NAME, CASES
 from benchmarks.engine_race.race import Outcome, as_json, race
-from benchmarks.machine import add_kernel, add_torch, check_torch, choose_kernel, machine
+from benchmarks.machine import add_kernel, add_torch, add_turns, check_torch, check_turns, choose_kernel, machine
 from benchmarks.tables import row, say, spread, table, verdict
 
 HEADS = (
@@ -53,8 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python benchmarks/engine.py", description=__doc__)
     add_torch(parser)
     parser.add_argument("--rows", nargs="+", choices=sorted(BY_NAME), metavar="ROW", help=f"of {', '.join(BY_NAME)}")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of one turn, at least three steps (default 0.3)")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each side (default 15)")
+    add_turns(parser, 0.3, ", at least three steps", 15)
     parser.add_argument(
         "--core", type=int, default=max(os.sched_getaffinity(0)), help="the one core of both (default: the last)"
     )
@@ -62,8 +61,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     options = parser.parse_args()
     check_torch(parser, options.torch_python)
-    if options.rounds < 1 or options.seconds <= 0:
-        parser.error("--rounds must be at least 1, --seconds above 0")
+    check_turns(parser, options)
     os.sched_setaffinity(0, {options.core})  # the sides inherit it, and the environment
     choose_kernel(options.kernel)
 

@@ -31,6 +31,18 @@ def check_torch(parser: argparse.ArgumentParser, python: str) -> None:
         parser.error(f"--torch-python: {python} is not there; benchmarks/README.md says how to make it")
 
 
+def add_turns(parser: argparse.ArgumentParser, seconds: float, least: str, rounds: int) -> None:
+    """The options --seconds and --rounds; `least` says how short a turn is at the least."""
+    parser.add_argument("--seconds", type=float, default=seconds, help=f"of one turn{least} (default {seconds:g})")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each contestant (default {rounds})")
+
+
+def check_turns(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the program where there would be no turns."""
+    if options.rounds < 1 or options.seconds <= 0:
+        parser.error(f"--rounds must be at least 1 and --seconds above 0; got {options.rounds} and {options.seconds:g}")
+
+
 def choose_kernel(kernel: str | None) -> None:
     """Sets the environment that all sides inherit."""
     for name in KERNEL_VARIABLES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
+ANSWER_S = 1800.0  # for the longest turn that somebody may ask for
+END_S = 60.0  # of a side, once nothing more is asked
 ROOT = Path(__file__).parents[1]
 # Read when NumPy and PyTorch are loaded, so they must stand in a side's environment before.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -80,7 +83,15 @@ class Side:
         if error is not None:
             self._process.kill()
         self.end_input()
-        self._process.wait()
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(END_S)
+            raise RuntimeError(f"{self._module} did not end within {END_S:g} s of the end of its input") from error
+        finally:
+            assert self._process.stdout is not None
+            self._process.stdout.close()
 
     def end_input(self) -> None:
         """Nothing more will be asked: the process ends when it has answered."""
@@ -103,6 +114,8 @@ class Side:
     def hear(self, command: str) -> Any:
         """The answer to what was told. Raises RuntimeError where there is none."""
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], ANSWER_S)[0]:
+            raise RuntimeError(f"{self._module} did not answer {command!r} within {ANSWER_S:g} s")
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self._module} ended when it was asked for {command!r}; see above")

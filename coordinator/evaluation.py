@@ -8,6 +8,7 @@ from typing import final
 
 import numpy as np
 
+from lockstep.contract.arithmetic import EVALUATION_BLOCK_ROWS
 from lockstep.contract.errors import InternalError
 from lockstep.internal.v1 import worker_pb2
 from worker.collective.tree import fold
@@ -36,11 +37,12 @@ class Evaluation:
         return values + [(f"validation_{name}", value) for name, value in self.metrics.items()]
 
 
-def combine(replies: Sequence[worker_pb2.EvaluateReply], blocks: int, positions: bool) -> Evaluation:
+def combine(replies: Sequence[worker_pb2.EvaluateReply], validation_rows: int, positions: bool) -> Evaluation:
     """node(a, b) = node(a, m) + node(m, b), m = (a + b) // 2, in float64. Raises InternalError when a block is missing.
 
     `positions` says that rows have a label at each of several positions.
     """
+    blocks = -(-validation_rows // EVALUATION_BLOCK_ROWS)
     given = {(part.first_block, part.end_block): part for reply in replies for part in reply.sums}
 
     def node(first: int, end: int) -> Sums | None:

@@ -45,7 +45,7 @@ class Members:
         self._order = order
         self._files_folder = files_folder
         self._group_number = group_number
-        self._key = secrets.token_bytes(32)
+        self._member = Membership(secrets.token_bytes(32), order.run_number, group_number, COORDINATOR)
         self._interrupted = interrupted
         self._joined: list[worker_pb2.JoinReply] = []
         self._prepared: list[worker_pb2.PrepareReply] = []
@@ -75,7 +75,7 @@ class Members:
                     order=self._order,
                     files_folder=str(self._files_folder),
                     group_number=self._group_number,
-                    group_key=self._key,
+                    group_key=self._member.key,
                     rank=rank,
                     node_ids=node_ids,
                     step_deadline_floor_s=limits.STEP_DEADLINE_FLOOR_S,
@@ -101,7 +101,6 @@ class Members:
         self._step = self._asked = snapshot.step
         receive = _Request(receive=worker_pb2.ReceiveRequest(step=snapshot.step))
         replies = self._ask("taking the snapshot", receive, "receive", limits.JOIN_S)
-        member = Membership(self._key, self._order.run_number, self._group_number, COORDINATOR)
         for rank, reply in enumerate(replies):
             try:
                 give_state(
@@ -110,7 +109,7 @@ class Members:
                     reply.receive,
                     self._prepared[rank],
                     self._shares_memory(rank),
-                    member,
+                    self._member,
                     rank,
                 )
             except TransferError as error:
@@ -176,9 +175,8 @@ class Members:
         return [self._fetch(rank, reply.snapshot) for rank, reply in enumerate(replies)]
 
     def _fetch(self, rank: int, offered: worker_pb2.SnapshotReply) -> Parts:
-        key, run, number = self._key, self._order.run_number, self._group_number
         try:
-            return fetch_state(offered, self._prepared[rank], self._shares_memory(rank), key, run, number, rank)
+            return fetch_state(offered, self._prepared[rank], self._shares_memory(rank), self._member, rank)
         except TransferError as error:
             self._blame(rank, "offering their state", error)
 
@@ -234,7 +232,7 @@ class Members:
         size = self._group.size
         by_rank = [requests] * size if isinstance(requests, _Request) else requests
         sent = {rank: request.SerializeToString() for rank, request in enumerate(by_rank)}
-        answered = self._group.call(sent, deadline_s, interrupted or self._interrupted, _is_failure)
+        answered = self._group.call(sent, deadline_s, interrupted or self._interrupted, _grace_s)
         replies = {rank: worker_pb2.WorkerReply.FromString(reply) for rank, reply in answered.by_rank.items()}
         failures = {rank: reply.failure for rank, reply in sorted(replies.items()) if reply.HasField("failure")}
         if answered.losses or failures:
@@ -247,5 +245,7 @@ class Members:
         return [replies[rank] for rank in range(size)]
 
 
-def _is_failure(reply: bytes) -> bool:
-    return worker_pb2.WorkerReply.FromString(reply).HasField("failure")
+def _grace_s(reply: bytes) -> float:
+    """How long the others are awaited after this answer; 0: as long as before."""
+    message = worker_pb2.WorkerReply.FromString(reply)
+    return max(limits.LOSS_GRACE_S, message.failure.patience_s) if message.HasField("failure") else 0.0

@@ -34,10 +34,7 @@ def with_one_group(
     except NotFitting as refused:
         reports.notice(job.Notice.ERROR, "NODE_FINGERPRINT_DIFFERS", str(refused))
         return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=str(refused))
-    except GroupStartFailed as failed:
-        cause = agent.RunEnded.OUTSIDE if failed.outside else agent.RunEnded.OWN
-        return agent.RunEnded(outcome=agent.RunEnded.LOST, reason=str(failed), cause=cause)
-    except (GroupFailed, NotFinite, Corrupted) as failure:
+    except (GroupStartFailed, GroupFailed, NotFinite, Corrupted) as failure:
         end = decide(failure, policy)
         if end.notice:
             reports.notice(job.Notice.ERROR, end.notice, end.reason)

@@ -13,7 +13,7 @@ from typing import final
 
 from coordinator import limits
 from coordinator.exit_status import Cause
-from coordinator.group.group import WorkerLoss
+from coordinator.group.group import GroupStartFailed, WorkerLoss
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.internal.v1 import worker_pb2
 from lockstep.v1 import job_spec_pb2
@@ -89,7 +89,7 @@ class Corrupted(Exception):
     """Two copies of what must be equal differ; the text says which."""
 
 
-Failed = GroupFailed | NotFinite | Corrupted
+Failed = GroupStartFailed | GroupFailed | NotFinite | Corrupted
 
 
 @final
@@ -175,6 +175,9 @@ _ORDER = [
 
 def decide(failure: Failed, policy: job_spec_pb2.NonFinitePolicy.ValueType) -> EndRun:
     """How a run ends that does not mend its group."""
+    if isinstance(failure, GroupStartFailed):
+        cause = agent.RunEnded.OUTSIDE if failure.outside else agent.RunEnded.OWN
+        return EndRun(agent.RunEnded.LOST, str(failure), cause=cause)
     if isinstance(failure, NotFinite):
         return EndRun(agent.RunEnded.FAILED, _not_finite_sentence(failure, policy), "NON_FINITE")
     if isinstance(failure, Corrupted):

@@ -21,7 +21,6 @@ from coordinator.standing import Standing
 from coordinator.steps import Steps
 from coordinator.stretches import Cadence
 from coordinator.wanted import Wanted
-from lockstep.contract.arithmetic import EVALUATION_BLOCK_ROWS
 from lockstep.contract.digests import uses_controller
 from lockstep.contract.manifest import OPTIMIZER_FILE
 from lockstep.internal.v1 import agent_service_pb2 as agent
@@ -175,8 +174,8 @@ class Replay:
         step = self._at.step
         if not (step and self._evaluates and self._cadence.evaluates(step)) or self._at.controller.seen_step == step:
             return
-        blocks = -(-self._order.plan.validation_rows // EVALUATION_BLOCK_ROWS)
-        self._at.evaluated(combine(members.evaluate(self._wanted.cancelled), blocks, self._files.positions))
+        replies = members.evaluate(self._wanted.cancelled)
+        self._at.evaluated(combine(replies, self._order.plan.validation_rows, self._files.positions))
 
     def _state(self, members: Members) -> job.ReplayedStep:
         """The hashes of the state where the replay stands, and those of the checkpoint there."""

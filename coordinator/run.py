@@ -49,12 +49,15 @@ KINDS: Final[dict[job.TrainingJob.Kind.ValueType, type[Training | GradientCheckR
 
 
 def make_cluster(group: str, ray_address: str, slots: int) -> Cluster:
-    """The leaf that is asked for. Variables for single workers of the local one come as JSON, {"1": {"NAME": "value"}}."""
+    """The leaf that is asked for. The local one reads variables for single workers, as JSON ({"1": {"NAME": "value"}}), and
+    the names of the nodes on which its workers are started in turn, as in "a,b"."""
     if group == "local":
-        from coordinator.group.local import LocalCluster
+        from coordinator.group.local import NODE, LocalCluster, LocalNode
 
         given = json.loads(os.environ.get("LOCKSTEP_LOCAL_WORKER_ENV", "{}"))
-        return LocalCluster(slots, {int(number): variables for number, variables in given.items()})
+        names = os.environ.get("LOCKSTEP_LOCAL_NODES", NODE).split(",")
+        environments = {int(number): variables for number, variables in given.items()}
+        return LocalCluster(slots, environments, [LocalNode(name) for name in names])
     from coordinator.group.ray import RayCluster
 
     return RayCluster(ray_address)

@@ -19,7 +19,6 @@ from coordinator.standing import Standing
 from coordinator.steps import Steps
 from coordinator.stretches import Cadence, Stretch
 from coordinator.wanted import Wanted
-from lockstep.contract.arithmetic import EVALUATION_BLOCK_ROWS
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
 from worker.failpoints import failpoint
@@ -70,13 +69,10 @@ class Training:
                         end = self._mend(crew, failure)
                         if end is not None:
                             return self._decided(end)
-            except (NotFinite, Corrupted) as found:
-                return self._decided(decide(found, self._order.spec.non_finite))
+            except (GroupStartFailed, NotFinite, Corrupted) as failure:
+                return self._decided(decide(failure, self._order.spec.non_finite))
             except Interrupted:
                 return self._cancelled()
-            except GroupStartFailed as failed:
-                cause = agent.RunEnded.OUTSIDE if failed.outside else agent.RunEnded.OWN
-                return self._ended(agent.RunEnded.LOST, str(failed), cause)
 
     def _train(self, crew: Crew) -> agent.RunEnded:
         """Forms groups, one after the other as workers come and go, and has them step. Raises GroupFailed."""
@@ -190,8 +186,7 @@ class Training:
         return True
 
     def _evaluate(self, members: Members, interrupted: Callable[[], bool]) -> None:
-        blocks = -(-self._order.plan.validation_rows // EVALUATION_BLOCK_ROWS)
-        evaluation = combine(members.evaluate(interrupted), blocks, self._files.positions)
+        evaluation = combine(members.evaluate(interrupted), self._order.plan.validation_rows, self._files.positions)
         failpoint("evaluation.when_combined", self._at.step)
         self._at.evaluated(evaluation)
         if self._cadence.is_evaluation_point(self._at.step):

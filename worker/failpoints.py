@@ -5,13 +5,14 @@
 the third time. `run1/group4/rank0/...` is one of a later group, `run2/coordinator/...` the coordinator of run 2. Points come in
 the orders of run and group, never in an environment: a successor would meet them again.
 
-Actions: `kill` and `stop` (signals to itself), `raise`, `sleep:SECONDS`, and `corrupt`, which flips a bit of what the place
-hands over: memory, or the file of a folder that `corrupt:FILE` names; in its middle, or so many thousandths behind its
-beginning: `corrupt:,20`, `corrupt:FILE,20`.
+Actions: `kill` (or `kill:SIGSEGV`) and `stop` are signals to itself; `raise` raises FailpointRaised, and `raise:KeyError` that
+built-in exception; `sleep:SECONDS`; `corrupt` flips a bit of what the place hands over: memory, or the file of a folder that
+`corrupt:FILE` names; in its middle, or so many thousandths behind its beginning: `corrupt:,20`, `corrupt:FILE,20`.
 """
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import re
@@ -82,7 +83,7 @@ _Item = TypeVar("_Item")
 
 @final
 class FailpointRaised(Exception):
-    """What the action `raise` raises."""
+    """What the action `raise` raises, unless it names another exception."""
 
 
 @final
@@ -174,9 +175,11 @@ def _pass(name: str, step: int, target: Any) -> None:
 def _act(point: _Armed, target: Any) -> None:
     match point.action:
         case "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[point.argument or "SIGKILL"])
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
+        case "raise" if point.argument:
+            raise getattr(builtins, point.argument)("made by a failpoint")  # without who and where: the same cause each time
         case "raise":
             raise FailpointRaised(point.text)
         case "sleep":

@@ -21,6 +21,7 @@ def failure_of(error: BaseException, who: str, step: int) -> Failure:
     if isinstance(error, PeerError):
         failure.text = error.message
         failure.missing_ranks.extend(error.missing_ranks)
+        failure.patience_s = error.patience_s
     return failure
 
 

@@ -36,19 +36,17 @@ def fetch_state(
     reply: SnapshotReply,
     endpoint: PrepareReply,
     same_node: bool,
-    group_key: bytes,
-    run_number: int,
-    group_number: int,
+    member: Membership,
     rank: int,
 ) -> State:
-    """All vectors that worker `rank` offers, as new arrays by (name, first, end). Raises TransferError.
+    """All vectors that worker `rank` offers, as new float32 arrays by (name, first, end). Raises TransferError.
 
-    To be called between the worker's answer to a snapshot request and its next stretch.
+    To be called between the worker's answer to a snapshot request and its next stretch; `member` is the coordinator's
+    membership.
     """
-    member = Membership(group_key, run_number, group_number, COORDINATOR)
     try:
         if same_node:
-            return _read_memory(reply, endpoint)
+            return _read_memory(reply, endpoint, identity(member.group_number, rank))
         return _receive(reply, endpoint, member, rank)
     except (OSError, HandshakeError, _Closed) as error:
         raise TransferError(f"the state of worker {rank} at step {reply.step} cannot be had: {error}") from error
@@ -112,9 +110,10 @@ class _Closed(Exception):
     """The other end closed, or what it sent cannot be used."""
 
 
-def _read_memory(reply: SnapshotReply, endpoint: PrepareReply) -> State:
+def _read_memory(reply: SnapshotReply, endpoint: PrepareReply, whose: bytes) -> State:
     fd = os.open(f"/proc/{endpoint.pid}/fd/{endpoint.segment_fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
+        _check_identity(fd, whose)
         state: State = {}
         for vector in reply.vectors:
             array = np.empty(vector.end - vector.first, np.float32)
@@ -134,14 +133,18 @@ def _read_memory(reply: SnapshotReply, endpoint: PrepareReply) -> State:
 def _write_memory(vectors: Mapping[str, F32], reply: ReceiveReply, endpoint: PrepareReply, whose: bytes) -> None:
     fd = os.open(f"/proc/{endpoint.pid}/fd/{endpoint.segment_fd}", os.O_RDWR | os.O_CLOEXEC)
     try:
-        if os.pread(fd, len(whose), 0) != whose:  # the process may be another one by now
-            raise _Closed("what is open there is not its segment")
+        _check_identity(fd, whose)
         for vector in reply.vectors:
             data, at = vectors[vector.name][vector.first : vector.end].data.cast("B"), 0
             while at < len(data):
                 at += os.pwritev(fd, [data[at:]], vector.segment_offset + at)
     finally:
         os.close(fd)
+
+
+def _check_identity(fd: int, whose: bytes) -> None:
+    if os.pread(fd, len(whose), 0) != whose:  # the process may be another one by now
+        raise _Closed("what is open there is not its segment")
 
 
 def _send(

@@ -13,8 +13,8 @@ from lockstep.v1 import training_job_pb2
 # Steps whose weights one replay hashes.
 HASHED_STEPS = 200
 
-# Replays a job and gives what it hashed after each of the steps.
-Replay = Callable[[str, Sequence[int]], Sequence[training_job_pb2.ReplayedStep]]
+# Has a job's steps taken again: (job, steps) gives what was hashed after each of them.
+HashSteps = Callable[[str, Sequence[int]], Sequence[training_job_pb2.ReplayedStep]]
 
 
 @final
@@ -138,7 +138,7 @@ def _same(one: float, other: float) -> bool:
     return one == other or (math.isnan(one) and math.isnan(other))
 
 
-def find_parting(one: Recorded, other: Recorded, replay: Replay) -> Parting:
+def find_parting(one: Recorded, other: Recorded, hash_steps: HashSteps) -> Parting:
     """The first step whose weights differ, between recorded points by replay: the steps between what is known to be the same
     and what is known or suspected to differ are hashed, at most HASHED_STEPS at once, until two neighbours are left."""
     last = min(one.last_step, other.last_step)
@@ -153,7 +153,7 @@ def find_parting(one: Recorded, other: Recorded, replay: Replay) -> Parting:
     guess = max(low + 1, max(agreed_losses, default=0) - 1)
     while low < high:
         steps = _spread(guess, high)
-        mine, theirs = replay(one.name, steps), replay(other.name, steps)
+        mine, theirs = hash_steps(one.name, steps), hash_steps(other.name, steps)
         _doubt(parting, one, mine)
         _doubt(parting, other, theirs)
         pairs = [(a.weights_sha256, b.weights_sha256) for a, b in zip(mine, theirs, strict=True)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import final
 
+from coordinator import limits
 from coordinator.exit_status import Cause
 
 # What a worker's process hosts: "module:attribute", called with node_id and host, with handle(bytes) -> bytes.
@@ -55,9 +57,34 @@ def never() -> bool:
     return False
 
 
-def no_alarm(reply: bytes) -> bool:
+def no_alarm(reply: bytes) -> float:
     """No answer changes how long the others are awaited."""
-    return False
+    return 0.0
+
+
+@final
+class AnswersDue:
+    """Until when the answers to a call are awaited: its deadline; a short grace after a loss; after alarms as long as the most
+    patient of them asks. Times are of the caller's clock, in seconds."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline, self._alarmed_until = deadline, 0.0
+        self.alarmed = False
+
+    def lost(self, now: float) -> None:
+        """A worker was lost."""
+        self._deadline = min(self._deadline, now + limits.LOSS_GRACE_S)
+
+    def heard(self, now: float, grace_s: float) -> None:
+        """An answer came that is an alarm, unless `grace_s` is 0."""
+        if grace_s > 0:
+            self.alarmed = True
+            self._alarmed_until = max(self._alarmed_until, now + grace_s)
+
+    @property
+    def end(self) -> float:
+        """When the wait is over."""
+        return min(self._deadline, self._alarmed_until) if self.alarmed else self._deadline
 
 
 class WorkerGroup(ABC):
@@ -87,12 +114,12 @@ class WorkerGroup(ABC):
         requests: Mapping[int, bytes],
         deadline_s: float,
         interrupted: Callable[[], bool] = never,
-        alarm: Callable[[bytes], bool] = no_alarm,
+        alarm: Callable[[bytes], float] = no_alarm,
     ) -> Replies:
         """Sends each rank its request and collects the answers until all are there, a worker is lost, or time is up.
 
-        After a loss, or an answer that is an alarm, the others are awaited for a short grace only, and `settle` comes before
-        the next call. Raises Interrupted.
+        `alarm` says of an answer for how many seconds the others are awaited after it; 0: as long as before. After an alarm,
+        or a loss, whose grace is short, `settle` comes before the next call. Raises Interrupted.
         """
 
     @abstractmethod

@@ -20,6 +20,7 @@ from coordinator.exit_status import Cause, interpret, out_of_memory_kills
 from coordinator.group.cluster import Cluster
 from coordinator.group.group import (
     SHARD_WORKER,
+    AnswersDue,
     GroupStartFailed,
     Interrupted,
     Replies,
@@ -33,9 +34,8 @@ from coordinator.group.process import BEAT, REQUEST
 from coordinator.preflight import Needs, lacks
 from lockstep.v1 import cluster_service_pb2 as cluster
 
-# The node of workers, unless others are given, or a worker's variables name another.
+# The node of workers, unless others are given.
 NODE = "local"
-NODE_VARIABLE = "LOCKSTEP_LOCAL_NODE"
 
 _READ_BYTES = 1 << 18
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -56,11 +56,19 @@ class LocalNode:
 
 @final
 class LocalCluster(Cluster):
-    """This machine, with as many slots as it is told; there is nothing to attach to."""
+    """This machine, with as many slots as it is told; there is nothing to attach to.
 
-    def __init__(self, slots: int, environments: Mapping[int, Mapping[str, str]] | None = None) -> None:
+    To the outside it is one node; its groups get `environments` and `nodes`.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        environments: Mapping[int, Mapping[str, str]] | None = None,
+        nodes: Sequence[LocalNode] = (LocalNode(),),
+    ) -> None:
         self._slots = slots
-        self._environments = environments
+        self._environments, self._nodes = environments, nodes
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -76,7 +84,7 @@ class LocalCluster(Cluster):
         return None  # a process is started in no time
 
     def group(self, handler: str = SHARD_WORKER) -> WorkerGroup:
-        return LocalGroup(handler, self._environments)
+        return LocalGroup(handler, self._environments, self._nodes)
 
 
 @final
@@ -190,9 +198,7 @@ class LocalGroup(WorkerGroup):
 
     def _new_worker(self) -> _Worker:
         environment = self._environments.get(self._started, {})
-        named = environment.get(NODE_VARIABLE)
-        node = LocalNode(named) if named else self._nodes[self._started % len(self._nodes)]
-        worker = _Worker(self._handler, node, environment)
+        worker = _Worker(self._handler, self._nodes[self._started % len(self._nodes)], environment)
         self._started += 1
         return worker
 
@@ -201,7 +207,7 @@ class LocalGroup(WorkerGroup):
         requests: Mapping[int, bytes],
         deadline_s: float,
         interrupted: Callable[[], bool] = never,
-        alarm: Callable[[bytes], bool] = no_alarm,
+        alarm: Callable[[bytes], float] = no_alarm,
     ) -> Replies:
         deadline = time.monotonic() + deadline_s
         for rank, request in requests.items():
@@ -226,7 +232,7 @@ class LocalGroup(WorkerGroup):
         waiting: set[int],
         deadline: float,
         interrupted: Callable[[], bool],
-        alarm: Callable[[bytes], bool],
+        alarm: Callable[[bytes], float],
         grace: bool = True,
     ) -> tuple[dict[int, bytes], dict[int, WorkerLoss], bool]:
         """Answers and losses by rank, and whether there was an alarm; until all came, the deadline, or a loss and the grace."""
@@ -236,11 +242,11 @@ class LocalGroup(WorkerGroup):
             poll.register(fd, select.POLLIN)
         replies: dict[int, bytes] = {}
         losses: dict[int, WorkerLoss] = {}
-        alarmed = False
+        due = AnswersDue(deadline)
         while waiting:
             if interrupted():
                 raise Interrupted
-            left_s = deadline - time.monotonic()
+            left_s = due.end - time.monotonic()
             if left_s <= 0:
                 break
             for fd, _ in poll.poll(min(left_s, limits.POLL_S) * 1000):
@@ -258,10 +264,11 @@ class LocalGroup(WorkerGroup):
                 if rank in replies or lost:
                     poll.unregister(fd)
                     waiting = waiting - {rank}
-                alarmed = alarmed or (rank in replies and alarm(replies[rank]))
-                if grace and (lost or alarmed):
-                    deadline = min(deadline, time.monotonic() + limits.LOSS_GRACE_S)
-        return replies, losses, alarmed
+                if rank in replies:
+                    due.heard(time.monotonic(), alarm(replies[rank]))
+                if grace and lost:
+                    due.lost(time.monotonic())
+        return replies, losses, due.alarmed
 
     def _dead(self, rank: int) -> WorkerLoss:
         try:

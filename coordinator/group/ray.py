@@ -28,6 +28,7 @@ from coordinator.exit_status import Cause, out_of_memory_kills
 from coordinator.group.cluster import Cluster, ClusterUnreachable
 from coordinator.group.group import (
     SHARD_WORKER,
+    AnswersDue,
     GroupStartFailed,
     Interrupted,
     Replies,
@@ -218,7 +219,7 @@ class RayGroup(WorkerGroup):
         requests: Mapping[int, bytes],
         deadline_s: float,
         interrupted: Callable[[], bool] = never,
-        alarm: Callable[[bytes], bool] = no_alarm,
+        alarm: Callable[[bytes], float] = no_alarm,
     ) -> Replies:
         deadline = time.monotonic() + deadline_s
         references = {rank: self._actors[rank].handle.remote(request) for rank, request in requests.items()}
@@ -253,15 +254,15 @@ class RayGroup(WorkerGroup):
         values: dict[int, T],
         deadline: float,
         interrupted: Callable[[], bool],
-        alarm: Callable[[Any], bool] = no_alarm,
+        alarm: Callable[[Any], float] = no_alarm,
     ) -> tuple[list[WorkerLoss], bool]:
         """Fills `values` by rank until all are there, the deadline passed, or a loss or an alarm and its grace."""
         rank_of = {reference: rank for rank, reference in reference_of.items()}
-        waiting, losses, alarmed = list(rank_of), [], False
+        waiting, losses, due = list(rank_of), [], AnswersDue(deadline)
         while waiting:
             if interrupted():
                 raise Interrupted
-            left_s = deadline - time.monotonic()
+            left_s = due.end - time.monotonic()
             if left_s <= 0:
                 break
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=min(left_s, limits.POLL_S))
@@ -269,12 +270,11 @@ class RayGroup(WorkerGroup):
                 rank = rank_of[reference]
                 try:
                     values[rank] = ray.get(reference, timeout=limits.JOIN_S)
-                    alarmed = alarmed or alarm(values[rank])
+                    due.heard(time.monotonic(), alarm(values[rank]))
                 except RayError as error:
                     losses.append(self._interpret(rank, error))
-            if losses or alarmed:
-                deadline = min(deadline, time.monotonic() + limits.LOSS_GRACE_S)
-        return sorted(losses, key=lambda loss: loss.rank), alarmed
+                    due.lost(time.monotonic())
+        return sorted(losses, key=lambda loss: loss.rank), due.alarmed
 
     def _interpret(self, rank: int, error: RayError) -> WorkerLoss:
         if isinstance(error, RayTaskError):

@@ -64,7 +64,7 @@ class Ready:
         """Makes what is missing, drops what is gone, beats the rest every few seconds."""
         for reference in [beat for beat in self._beats.values() if ray.wait([beat], timeout=0)[0]]:
             try:
-                ray.get(reference)
+                ray.get(reference, timeout=limits.JOIN_S)
             except RayError:
                 self._drop(reference)
                 self._again_at = time.monotonic() + limits.READY_AGAIN_S  # a node on which none can live is no busy loop

@@ -170,7 +170,7 @@ def scale(connection: Connection, job_id: str, workers: Workers, now: int) -> No
         plan=plan.SerializeToString(deterministic=True),
         workers_min=spec.workers.min,
         workers_max=spec.workers.max,
-        warnings=json.dumps(scaling.still_true(json.loads(job.warnings)) + capped),
+        warnings=json.dumps(scaling.still_true(json.loads(job.warnings), workers) + capped),
     )
     if after != before:
         text = "; ".join([f"scaled to {scaling.bounds(*after)}; before it was {scaling.bounds(*before)}", *capped])

@@ -6,6 +6,7 @@ Most defaults are read from where they are written, the rules of the fields; the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from google.protobuf.message import Message
 
@@ -15,6 +16,9 @@ from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.model_pb2 import Layer
 from services.jobs.checks import BatchShards
 from worker.specs import InitializerRecord, LayerRecord, ParallelRecord, ResidualRecord
+
+# How the sentence on capped workers begins.
+CAPPED: Final = "workers.max is "
 
 
 def fill(spec: JobSpec) -> None:
@@ -38,7 +42,7 @@ def cap_workers(spec: JobSpec, shards: BatchShards) -> list[str]:
     workers = spec.workers
     if not workers.max > shards.filled >= workers.min:
         return []
-    warning = f"workers.max is {shards.filled}, not {workers.max}: {shards.sentence}, and a worker holds at least one"
+    warning = f"{CAPPED}{shards.filled}, not {workers.max}: {shards.sentence}, and a worker holds at least one"
     workers.max = shards.filled
     return [warning]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Row
 
@@ -15,8 +15,6 @@ from services.jobs import resolve
 from services.jobs.checks import BatchShards
 from services.jobs.plan import worker_memory
 from worker.specs import architecture, loss_record, optimizer_record
-
-_CAPPED: Final = "workers.max is "
 
 
 def rescale(spec: JobSpec, plan: Plan, schema: DatasetSchema, asked: Workers) -> list[str]:
@@ -49,9 +47,11 @@ def _crossed(asked: Workers, least: int, most: int) -> UserError:
     return UserError.of("workers.min", str(least), f"it must be at most workers.max, {most}{also}", reason)
 
 
-def still_true(warnings: list[str]) -> list[str]:
-    """The warnings of a submission that do not speak of its workers."""
-    return [warning for warning in warnings if not warning.startswith(_CAPPED)]
+def still_true(warnings: list[str], asked: Workers) -> list[str]:
+    """The warnings of a submission, or of the bounds before, that hold under the bounds that were asked for."""
+    if not asked.HasField("max"):
+        return warnings
+    return [warning for warning in warnings if not warning.startswith(resolve.CAPPED)]
 
 
 def wanted_slots(job: Row[Any], run: Row[Any]) -> int:

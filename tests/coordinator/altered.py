@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,5 +30,4 @@ def alter(folder: Path, name: str = MODEL_FILE) -> Manifest:
     )
     (folder / MANIFEST_FILE).write_text(manifest.to_json())
     assert verify_folder(folder) == manifest
-    assert manifest.files[name]["sha256"] == hashlib.sha256(content).hexdigest()
     return manifest

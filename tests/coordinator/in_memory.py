@@ -33,7 +33,7 @@ class InMemoryGroup(WorkerGroup):
         requests: Mapping[int, bytes],
         deadline_s: float,
         interrupted: Callable[[], bool] = never,
-        alarm: Callable[[bytes], bool] = no_alarm,
+        alarm: Callable[[bytes], float] = no_alarm,
     ) -> Replies:
         request = worker_pb2.WorkerRequest.FromString(requests[0])
         evaluates = request.HasField("evaluate")

@@ -60,7 +60,7 @@ class GroupHere(WorkerGroup):
         requests: Mapping[int, bytes],
         deadline_s: float,
         interrupted: Callable[[], bool] = never,
-        alarm: Callable[[bytes], bool] = no_alarm,
+        alarm: Callable[[bytes], float] = no_alarm,
     ) -> Replies:
         assert 0 < deadline_s <= limits.GRADIENT_CHECK_S
         self._calls += 1

@@ -7,16 +7,17 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from coordinator import limits
 from coordinator.exit_status import Cause
-from coordinator.group.group import GroupStartFailed, Interrupted
+from coordinator.group.group import AnswersDue, GroupStartFailed, Interrupted
 from coordinator.group.heartbeat import Heartbeat
 from coordinator.group.local import LocalGroup
 from tests.coordinator.ray_head import RayHead
+from tests.leftovers import gone
 
 FAKE = "tests.coordinator.fakes:FakeWorker"
 BROKEN = "tests.coordinator.fakes:BrokenWorker"
@@ -71,14 +72,6 @@ def pids(group: Any) -> list[int]:
     """The workers' processes, by rank."""
     replies = group.call(dict.fromkeys(range(group.size), b"pid"), 20).by_rank
     return [int(replies[rank]) for rank in range(group.size)]
-
-
-def gone(pid: int) -> bool:
-    """Whether a process is not there, or is only waited for."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
 
 
 def wait_gone(*processes: int) -> None:
@@ -184,7 +177,8 @@ def test_hired_workers_that_die_are_told_once(make: MakeGroup, leaf: MakeGroup) 
 
 def test_after_an_alarm_the_others_still_owe_their_answers_and_the_next_call_gets_its_own(make: MakeGroup) -> None:
     group = make(3)
-    answered = group.call({0: b"echo alarm", 1: b"sleep 1.5", 2: b"sleep 60"}, 30, alarm=lambda reply: reply == b"alarm")
+    requests = {0: b"echo alarm", 1: b"sleep 1.5", 2: b"sleep 60"}
+    answered = group.call(requests, 30, alarm=lambda reply: 0.3 if reply == b"alarm" else 0.0)
     assert answered.by_rank == {0: b"alarm"} and not answered.losses
     settled = group.settle(4)
     assert settled.by_rank == {1: b"slept"} and [(loss.rank, loss.cause) for loss in settled.losses] == [(2, Cause.LATE)]
@@ -242,3 +236,15 @@ def test_a_head_that_is_gone_does_not_stand_in_place_of_the_runs_end(leaf: MakeG
     assert tried == ["kill", "kill", "placement"]
     group.close()
     assert len(tried) == 3
+
+
+def test_the_most_patient_alarm_is_heeded_yet_not_after_a_loss() -> None:
+    due = AnswersDue(100.0)
+    due.heard(10.0, 0.0)
+    assert due.end == 100.0 and not due.alarmed
+    due.heard(10.0, 0.3)
+    due.heard(10.1, 5.0)
+    due.heard(10.2, 0.3)
+    assert due.end == pytest.approx(15.1) and due.alarmed
+    due.lost(11.0)
+    assert due.end == pytest.approx(11.0 + limits.LOSS_GRACE_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,20 @@ from coordinator.group.local import LocalGroup
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from tests.coordinator.one_run import Wanted, curve, kinds, run_once
 from tests.coordinator.small_job import make_order
-from tests.coordinator.test_group import gone
+from tests.leftovers import abandoned_segments, gone, segments
+from worker.failpoints import ALLOW
 from worker.state_transfer import TransferError, fetch_state
 
 pytestmark = pytest.mark.timeout(60)
 
-FAULTY = "tests.coordinator.faulty:FaultyWorker"
 EPOCHS = 4
 STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def points_are_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, and in the workers that inherit it."""
+    monkeypatch.setenv(ALLOW, "1")
 
 
 @pytest.fixture(scope="module")
@@ -33,24 +39,20 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[agent.RunEnde
     return run_once(make_order(files, epochs=EPOCHS), files)
 
 
-def segments() -> list[str]:
-    """Shared memory that has a name; folders there are other programs'."""
-    return sorted(path.name for path in Path("/dev/shm").iterdir() if path.is_file())
-
-
 class Crash:
-    """A run whose workers come to harm, by the order of their start; and what it left."""
+    """A run whose workers come to harm at these points; and what it left."""
 
     def __init__(
         self,
         files: Path,
-        faults: Mapping[int, str],
+        points: Iterable[str],
         workers: int = 3,
         wanted: Wanted | None = None,
         order: agent.RunOrder | None = None,
     ) -> None:
         self.order = order or make_order(files, epochs=EPOCHS, workers=workers)
-        self.group = LocalGroup(FAULTY, {number: {"LOCKSTEP_FAULT": fault} for number, fault in faults.items()})
+        self.order.failpoints.extend(points)
+        self.group = LocalGroup()
         self.pids: set[int] = set()
         self.wanted = wanted or Wanted()
         descriptors, shared = len(os.listdir("/proc/self/fd")), segments()
@@ -63,7 +65,7 @@ class Crash:
         self.group.call = call  # type: ignore[assignment, method-assign]
         self.ended, self.events = run_once(self.order, files, self.wanted, make_group=lambda: self.group)
         assert all(gone(pid) for pid in self.pids)
-        assert len(os.listdir("/proc/self/fd")) == descriptors and segments() == shared
+        assert len(os.listdir("/proc/self/fd")) == descriptors and not abandoned_segments(shared)
         assert not [path for path in files.rglob("*") if path.suffix in (".tmp", ".old")]
 
     def told(self, word: str) -> list[str]:
@@ -89,16 +91,26 @@ class Crash:
 
 
 @pytest.mark.parametrize("victim", [0, 2])
-@pytest.mark.parametrize("point", ["forward:5", "backward:5", "reduce:5", "snapshot:2", "evaluate:2", "stretch:3"])
+@pytest.mark.parametrize(
+    ("name", "passing"),
+    [
+        ("step.before_forward", 5),
+        ("step.after_backward", 5),
+        ("reduce.after_post", 5),
+        ("snapshot.when_offering_optimizer", 2),
+        ("evaluation.when_begun", 2),
+        ("stretch.when_done", 3),
+    ],
+)
 def test_a_worker_killed_anywhere_changes_nothing(
-    tmp_path: Path, undisturbed: tuple[agent.RunEnded, list[agent.RunEvent]], point: str, victim: int
+    tmp_path: Path, undisturbed: tuple[agent.RunEnded, list[agent.RunEvent]], name: str, passing: int, victim: int
 ) -> None:
-    run = Crash(tmp_path, {victim: f"{point}:SIGKILL"})
+    run = Crash(tmp_path, [f"run1/rank{victim}/{name}=kill@{passing}"])
     run.is_like(undisturbed)
     (said,) = run.told("WORKER_LOST")
     assert f"worker {victim} (node local, pid " in said and "SIGKILL" in said and "with 2 of 3 workers" in said
     assert kinds(run.events).count("recovering") == 1 and run.groups[:2] == [3, 2]
-    if point.endswith(":5"):
+    if passing == 5:
         assert run.replayed_rows in (0, 64)  # whether the stretch began with step 4 or 5
     first, second = [event.started for event in run.events if event.WhichOneof("event") == "started"][:2]
     survivors = [member.pid for rank, member in enumerate(first.members) if rank != victim]
@@ -108,7 +120,7 @@ def test_a_worker_killed_anywhere_changes_nothing(
 def test_a_worker_killed_in_the_midst_of_its_update_changes_nothing(
     tmp_path: Path, undisturbed: tuple[agent.RunEnded, list[agent.RunEvent]]
 ) -> None:
-    run = Crash(tmp_path, {0: "update:5:SIGKILL"})  # the small net is one chunk, and rank 0 owns it
+    run = Crash(tmp_path, ["run1/rank0/reduce.when_half_done=kill@5"])  # the small net is one chunk, and rank 0 owns it
     run.is_like(undisturbed)
     assert run.groups[:2] == [3, 2]
 
@@ -117,27 +129,31 @@ def test_a_stopped_worker_is_named_by_its_peers_and_parted_with(
     tmp_path: Path, undisturbed: tuple[agent.RunEnded, list[agent.RunEvent]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "STEP_DEADLINE_FLOOR_S", 1.0)
-    run = Crash(tmp_path, {1: "backward:5:SIGSTOP"})
+    run = Crash(tmp_path, ["run1/rank1/step.after_backward=stop@5"])
     run.is_like(undisturbed)
     (said,) = run.told("WORKER_FAILED")
     # Whoever noticed it first says so, and the other that the first gave up for want of it.
     assert "worker 1 (node local)" in said and "step 5" in said and "with 2 of 3 workers" in said
 
 
-@pytest.mark.parametrize("fault", ["forward:5:MemoryError", "reduce:5:KeyError", "backward:5:ValueError"])
+@pytest.mark.parametrize(
+    "fault",
+    ["step.before_forward=raise:MemoryError", "reduce.when_half_done=raise:KeyError", "step.after_backward=raise:ValueError"],
+)
 def test_a_worker_that_fails_by_itself_is_replaced(
     tmp_path: Path, undisturbed: tuple[agent.RunEnded, list[agent.RunEvent]], fault: str
 ) -> None:
-    run = Crash(tmp_path, {1: fault})
+    run = Crash(tmp_path, [f"run1/rank1/{fault}@5"])
     run.is_like(undisturbed)
     (said,) = run.told("WORKER_FAILED")
-    assert "worker 1 (node local): " in said and "made by a test" in said and run.groups[:2] == [3, 2]
+    assert "worker 1 (node local): " in said and "made by a failpoint" in said and run.groups[:2] == [3, 2]
 
 
 def test_two_workers_lost_one_after_the_other_and_during_the_mending(
     tmp_path: Path, undisturbed: tuple[agent.RunEnded, list[agent.RunEvent]]
 ) -> None:
-    run = Crash(tmp_path, {2: "reduce:5:SIGKILL", 0: "receive:1:SIGKILL"})
+    points = ["run1/rank2/reduce.when_half_done=kill@5", "run1/group2/rank0/snapshot.when_received=kill@1"]
+    run = Crash(tmp_path, points)
     run.is_like(undisturbed)
     first, second = run.told("WORKER_LOST")
     assert "worker 2" in first and "taking steps 4 to 6" in first and "with 2 of 3 workers" in first
@@ -148,7 +164,7 @@ def test_two_workers_lost_one_after_the_other_and_during_the_mending(
 def test_before_the_first_snapshot_the_others_begin_with_the_seed(
     tmp_path: Path, undisturbed: tuple[agent.RunEnded, list[agent.RunEvent]]
 ) -> None:
-    run = Crash(tmp_path, {1: "forward:1:SIGKILL"})
+    run = Crash(tmp_path, ["run1/rank1/step.before_forward=kill@1"])
     run.is_like(undisturbed)
     assert "goes on after step 0 with 2 of 3 workers" in run.told("WORKER_LOST")[0]
 
@@ -162,7 +178,7 @@ def test_a_run_that_went_on_from_a_checkpoint_goes_back_to_it(
     paused, _ = run_once(order, tmp_path, wanted)
     assert paused.last_step == 3
     order = make_order(tmp_path, epochs=EPOCHS, workers=2, run_number=2)
-    run = Crash(tmp_path, {1: "forward:1:SIGKILL"}, order=order)
+    run = Crash(tmp_path, ["run2/rank1/step.before_forward=kill@1"], order=order)
     assert run.ended.result.weights_sha256 == undisturbed[0].result.weights_sha256
     assert "goes on after step 3 with 1 of 2 workers" in run.told("WORKER_LOST")[0]
 
@@ -170,7 +186,7 @@ def test_a_run_that_went_on_from_a_checkpoint_goes_back_to_it(
 def test_the_last_worker_is_replaced_and_nothing_is_lost(
     tmp_path: Path, undisturbed: tuple[agent.RunEnded, list[agent.RunEvent]]
 ) -> None:
-    run = Crash(tmp_path, {0: "reduce:5:SIGKILL"}, workers=1)
+    run = Crash(tmp_path, ["run1/rank0/reduce.when_half_done=kill@5"], workers=1)
     run.is_like(undisturbed)
     recovering = [event.recovering.reason for event in run.events if event.WhichOneof("event") == "recovering"]
     assert "with 0 of 1 worker" in recovering[0] and "waits after step 3 with 0 of at least 1 worker" in recovering[1]
@@ -184,11 +200,13 @@ def test_below_the_minimum_the_run_waits_and_heeds_a_pause(
     order.spec.workers.min = 2
     wanted = Wanted()
     wanted.on_wait = lambda: setattr(wanted, "pause", True)
-    run = Crash(tmp_path, {1: "reduce:5:SIGKILL"}, wanted=wanted, order=order)
+    run = Crash(tmp_path, ["run1/rank1/reduce.when_half_done=kill@5"], wanted=wanted, order=order)
     assert run.ended.outcome == agent.RunEnded.PAUSED and run.ended.last_step == run.ended.result.step == 3
     assert "1 of at least 2 workers" in run.events[-2].recovering.reason and kinds(run.events)[-1] == "checkpoint"
     order.run_number, order.furthest_step = 2, 3
-    run = Crash(tmp_path, {1: "reduce:3:SIGKILL"}, order=order)  # now it waits until the replacement is there
+    run = Crash(
+        tmp_path, ["run2/rank1/reduce.when_half_done=kill@3"], order=order
+    )  # now it waits until the replacement is there
     assert run.ended.result.weights_sha256 == undisturbed[0].result.weights_sha256
     assert run.groups == [2, 2]
 
@@ -198,7 +216,7 @@ def test_below_the_minimum_a_cancel_is_heeded(tmp_path: Path) -> None:
     order.spec.workers.min = 2
     wanted = Wanted()
     wanted.on_wait = lambda: setattr(wanted, "cancel", True)
-    run = Crash(tmp_path, {1: "reduce:5:SIGKILL"}, wanted=wanted, order=order)
+    run = Crash(tmp_path, ["run1/rank1/reduce.when_half_done=kill@5"], wanted=wanted, order=order)
     assert run.ended.outcome == agent.RunEnded.CANCELLED and "after step 3" in run.ended.reason
 
 
@@ -209,30 +227,32 @@ def test_a_lower_minimum_lets_a_run_that_waits_go_on(
     order.spec.workers.min = 2
     wanted = Wanted()
     wanted.on_wait = lambda: setattr(wanted, "minimum", 1)
-    run = Crash(tmp_path, {1: "reduce:5:SIGKILL"}, wanted=wanted, order=order)
+    run = Crash(tmp_path, ["run1/rank1/reduce.when_half_done=kill@5"], wanted=wanted, order=order)
     run.is_like(undisturbed)
     assert run.groups[:2] == [2, 1]
 
 
 def test_the_same_cause_three_times_ends_the_job_with_that_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HIRE_FIRST_S", 0.0)
-    run = Crash(tmp_path, dict.fromkeys(range(3), "forward:1:KeyError"), workers=1)
+    victims = ["run1/rank0", "run1/group2/rank0", "run1/group3/rank0"]
+    run = Crash(tmp_path, [f"{victim}/step.before_forward=raise:KeyError@1" for victim in victims], workers=1)
     assert run.ended.outcome == agent.RunEnded.FAILED
-    assert run.ended.reason.startswith("worker 0 (node local): KeyError: 'made by a test'") and "3 groups" in run.ended.reason
-    crashes = Crash(
-        tmp_path, dict.fromkeys(range(3), "forward:1:SIGSEGV"), workers=1, order=make_order(tmp_path, job_id="small-2")
+    assert (
+        run.ended.reason.startswith("worker 0 (node local): KeyError: 'made by a failpoint'") and "3 groups" in run.ended.reason
     )
+    points = [f"{victim}/step.before_forward=kill:SIGSEGV@1" for victim in victims]
+    crashes = Crash(tmp_path, points, order=make_order(tmp_path, job_id="small-2"))
     assert crashes.ended.outcome == agent.RunEnded.FAILED and "SIGSEGV" in crashes.ended.reason
 
 
 def test_kills_from_outside_are_borne_as_long_as_there_is_time(
     tmp_path: Path, undisturbed: tuple[agent.RunEnded, list[agent.RunEvent]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Crash(tmp_path, dict.fromkeys(range(4), "forward:1:SIGKILL"), workers=4)
+    run = Crash(tmp_path, [f"run1/rank{rank}/step.before_forward=kill@1" for rank in range(4)], workers=4)
     run.is_like(undisturbed)
     monkeypatch.setattr(limits, "NO_PROGRESS_S", 0.0)
     order = make_order(tmp_path, workers=2, job_id="small-2")
-    given_up = Crash(tmp_path, {1: "forward:1:SIGKILL"}, order=order)
+    given_up = Crash(tmp_path, ["run1/rank1/step.before_forward=kill@1"], order=order)
     assert (given_up.ended.outcome, given_up.ended.cause) == (agent.RunEnded.LOST, agent.RunEnded.OUTSIDE)
     assert "no stretch completed" in given_up.ended.reason
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import final
 
+from coordinator.group.local import NODE
 from tests.faults.fault_job import EPOCHS
 
 
@@ -15,7 +16,8 @@ class Case:
     """One job of a row of the table.
 
     `points` go into its orders, and count only when all of them fired; with `fired`, when so many did. Stopped processes are
-    continued after `wakes_after_s`, or never. `environments` are variables of single workers, by the order of their start.
+    continued after `wakes_after_s`, or never. `environments` are variables of single workers, by the order of their start;
+    they are started on the `nodes` in turn.
     With fewer than `least` workers a run waits. `words` must be found in what is said of the faults; `newest_lost` says that
     a checkpoint may be passed over.
     """
@@ -29,6 +31,7 @@ class Case:
     fired: int | None = None
     wakes_after_s: float | None = None
     environments: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    nodes: tuple[str, ...] = (NODE,)
     words: tuple[str, ...] = ()
     newest_lost: bool = False
     deadline_s: float = 90.0

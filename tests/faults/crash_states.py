@@ -7,17 +7,16 @@ done to a file or a folder since its last fsync may be lost from some point on; 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
+from tests.faults.disk_calls import replaced
+
 # What is found after a cut: a file's content, or a folder's entries.
 Tree: TypeAlias = "bytes | tuple[tuple[str, Tree], ...]"
-
-_CALLS = ("mkdir", "open", "posix_fallocate", "write", "fsync", "rename", "unlink", "rmdir")
 
 
 @final
@@ -59,14 +58,8 @@ class RecordedDisk:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """The calls of this process pass through here."""
-        real = {name: getattr(os, name) for name in _CALLS}
-        try:
-            for name, function in real.items():
-                setattr(os, name, self._watched(name, function))
+        with replaced(self._watched):
             yield
-        finally:
-            for name, function in real.items():
-                setattr(os, name, function)
 
     def present(self) -> Tree:
         """What is there if only the program dies."""

@@ -12,7 +12,6 @@ O6 what people are told names the victim and the cause, and nothing is told that
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from coordinator.checkpoint_folder import Damaged, verify_folder
 from coordinator.checkpoints import folder_name
@@ -21,6 +20,7 @@ from lockstep.internal.v1 import agent_service_pb2 as agent
 from services.jobs.transitions import TERMINAL, Event, State, next_state
 from tests.faults.fault_job import StepState, reference
 from tests.faults.trial import Outcome
+from tests.leftovers import abandoned_segments, process_folders
 
 GONE_S = 10.0
 
@@ -119,8 +119,8 @@ def nothing_left(outcome: Outcome) -> None:
         time.sleep(0.01)
     halves = [path for path in outcome.files.rglob("*") if path.suffix in (".tmp", ".old")]
     assert not halves or outcome.ended.outcome != agent.RunEnded.SUCCEEDED, halves
-    segments = [path for path in Path("/dev/shm").glob("*lockstep*") if path.is_file()]
-    assert not segments, f"shared memory is left: {segments}"
+    shared = abandoned_segments(outcome.segments_before)
+    assert not shared, f"shared memory is left: {shared}"
     spools = list((outcome.files / "spool").glob("*.events"))
     assert not spools, f"acknowledged spools are left: {spools}"
 
@@ -182,11 +182,11 @@ def _kept(outcome: Outcome) -> dict[int, Manifest]:
 def _of_sessions(sessions: set[int]) -> list[int]:
     """The live processes of these sessions, zombies left out."""
     found = []
-    for path in Path("/proc").glob("[0-9]*"):
+    for pid, folder in process_folders():
         try:
-            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[3]) in sessions and fields[0] not in "ZX":
-            found.append(int(path.name))
+            found.append(pid)
     return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Generic, final
 
-from coordinator.group.local import NODE_VARIABLE
+from coordinator.group.local import NODE
 from lockstep.contract.manifest import MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE
 from tests.faults.campaign import AT_ONCE, AnyCase, Verdict, judge
 from tests.faults.case import Case
@@ -228,14 +228,11 @@ def _draw_foreign(random: Random, _: int) -> Case:
     return _foreign(random.randrange(3))
 
 
-# Two workers on what they take for two nodes: each has parameters of its own.
-_TWO_NODES = {1: {NODE_VARIABLE: "other"}}
-
-
 def _flipped_parameters(name: str, victim: int, number: int, place: int = 500) -> Case:
+    """Two workers on what they take for two nodes: each has parameters of its own."""
     points = (f"run1/rank{victim}/{name}=corrupt:,{place}@{number}",)
     case = f"a bit of the parameters of node {victim} flipped at {name}"
-    return Case(17, case, points, environments=_TWO_NODES, words=("the workers' parameters differ",))
+    return Case(17, case, points, nodes=(NODE, "other"), words=("the workers' parameters differ",))
 
 
 # The steps after which a run takes snapshots; every second one becomes a checkpoint.

@@ -43,8 +43,11 @@ def test_a_point_acts_at_its_passing_and_once(allowed: None, capfd: pytest.Captu
     with pytest.raises(FailpointRaised, match=r"reduce\.after_post"):
         failpoint("reduce.after_post", 3)
     failpoint("reduce.after_post", 4)
+    failpoints.arm(["run1/rank2/reduce.after_post=raise:KeyError@1"])
     said = json.loads(capfd.readouterr().err)
     assert said == {"event": "failpoint", "point": POINT, "pid": os.getpid(), "step": 3}
+    with pytest.raises(KeyError, match="made by a failpoint"):
+        failpoint("reduce.after_post", 5)
 
 
 def test_half_of_the_items_are_done_when_a_point_acts(allowed: None) -> None:
@@ -73,7 +76,9 @@ def test_one_bit_of_memory_or_of_a_file_is_flipped(allowed: None, tmp_path: Path
         failpoint("step.before_forward", 1)
 
 
-@pytest.mark.parametrize(("action", "number"), [("kill", signal.SIGKILL), ("stop", signal.SIGSTOP)])
+@pytest.mark.parametrize(
+    ("action", "number"), [("kill", signal.SIGKILL), ("kill:SIGSEGV", signal.SIGSEGV), ("stop", signal.SIGSTOP)]
+)
 def test_a_process_ends_or_stops_itself(action: str, number: int) -> None:
     code = (
         "from worker import failpoints\n"

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
@@ -27,6 +26,7 @@ from lockstep.internal.v1 import agent_service_pb2 as agent
 from tests.coordinator.api_server import ApiServer
 from tests.faults.case import Case, Fired
 from tests.faults.fault_job import fault_order
+from tests.leftovers import segments
 from worker.failpoints import ALLOW
 
 MOST_RUNS = 8
@@ -46,6 +46,7 @@ class Outcome:
     events: list[list[agent.RunEvent]] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     sessions: list[int] = field(default_factory=list)
+    segments_before: set[str] = field(default_factory=segments)
     fired: list[Fired] = field(default_factory=list)
     seconds: float = 0.0
     in_time: bool = True
@@ -124,7 +125,13 @@ class _Run:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,
-            env={**os.environ, **DEADLINES, ALLOW: "1", "LOCKSTEP_LOCAL_WORKER_ENV": _as_json(case.environments)},
+            env={
+                **os.environ,
+                **DEADLINES,
+                ALLOW: "1",
+                "LOCKSTEP_LOCAL_WORKER_ENV": json.dumps(case.environments),
+                "LOCKSTEP_LOCAL_NODES": ",".join(case.nodes),
+            },
             start_new_session=True,
         )
         outcome.sessions.append(self._process.pid)
@@ -195,10 +202,6 @@ def _session(pid: int) -> int:
         return os.getsid(pid)
     except ProcessLookupError:
         return -1
-
-
-def _as_json(environments: Mapping[int, Mapping[str, str]]) -> str:
-    return json.dumps({str(number): dict(variables) for number, variables in environments.items()})
 
 
 def _fingerprint(events: list[agent.RunEvent]) -> str:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +20,7 @@ from lockstep import Client
 from lockstep.spec import read
 from lockstep.v1.job_spec_pb2 import JobSpec, Workers
 from lockstep.v1.training_job_pb2 import JobEvent, TrainingJob
+from tests.leftovers import abandoned_segments, process_folders, segments
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -80,7 +81,7 @@ class Service:
         self._process: subprocess.Popen[bytes] | None = None
         self._started: list[subprocess.Popen[bytes]] = []
         self._scratch: set[str] = set()
-        self._shared_memory = set(os.listdir("/dev/shm"))
+        self._segments = segments()
 
     def start(self) -> None:
         """Starts what serves."""
@@ -123,7 +124,7 @@ class Service:
             while (left := self.processes()) and time.monotonic() < deadline:
                 time.sleep(0.1)
             assert not left, f"processes are left after SIGTERM: {left}"
-            shared = {name for name in os.listdir("/dev/shm") if name not in self._shared_memory and self._is_ours(name)}
+            shared = abandoned_segments(self._segments)
             assert not shared, f"shared memory is left: {shared}"
             folders = {name for name in self._scratch if os.path.exists(name)}
             assert not folders, f"temporary folders are left: {folders}"
@@ -192,7 +193,7 @@ class Service:
         """All processes of the service, by id, with their command lines; known by what they inherited."""
         found = {}
         wanted = f"{MARK}={self._mark}".encode()
-        for pid, folder in _process_folders():
+        for pid, folder in process_folders():
             with contextlib.suppress(OSError):
                 if pid != os.getpid() and wanted in (folder / "environ").read_bytes().split(b"\0"):
                     found[pid] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
@@ -234,17 +235,6 @@ class Service:
         kept = (str(self.folder), str(ROOT), sys.prefix)
         return {name for name in names if not any(path.startswith(name) for path in kept) and os.path.isdir(name)}
 
-    def _is_ours(self, name: str) -> bool:
-        """Whether it is a segment, and one that nobody else holds open either."""
-        path = f"/dev/shm/{name}"
-        if not os.path.isfile(path):
-            return False  # a folder of another program
-        for pid, _ in _process_folders():
-            with contextlib.suppress(OSError):
-                if path in (Path(f"/proc/{pid}/maps")).read_text():
-                    return False
-        return True
-
     def _end(self) -> None:
         """The last resort of a failed test: ends what it started, by id."""
         for pid in self.processes():
@@ -252,9 +242,3 @@ class Service:
                 os.kill(pid, signal.SIGKILL)
         for process in self._started:
             process.wait(STOP_S)
-
-
-def _process_folders() -> Iterator[tuple[int, Path]]:
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            yield int(name), Path("/proc") / name

@@ -91,8 +91,9 @@ async def test_a_cap_is_said_and_forgotten_again(api: Running) -> None:
     job = await submitted(api, 1, 8)
     told = list((await api.get(f"jobs/{job}")).warnings)
     assert told == ["workers.max is 4, not 8: a mini-batch has 4 shards, and a worker holds at least one"]
+    assert list((await scale(api, job, least=2)).warnings) == told  # it still holds
     again = await scale(api, job, most=6)
-    assert list(again.warnings) == [told[0].replace("8", "6", 1)] and bounds(again) == (1, 4)
+    assert list(again.warnings) == [told[0].replace("8", "6", 1)] and bounds(again) == (2, 4)
     assert not (await scale(api, job, most=3)).warnings
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,11 @@ from safetensors.numpy import save_file
 from lockstep.internal.v1 import worker_pb2 as pb
 from lockstep.internal.v1.agent_service_pb2 import RunOrder
 from tests.worker.worker_processes import KEY, Workers, order, vectors, weights_hash, write_dataset
-from worker.collective.handshake import COORDINATOR, Membership
 from worker.collective.tree import fold
 from worker.nn.shapes import parameter_layout
 from worker.shard_worker import ShardWorker
 from worker.specs import architecture
-from worker.state_transfer import TransferError, give_state
+from worker.state_transfer import TransferError, fetch_state, give_state
 from worker.weights_file import tensors_from_flat
 
 INPUTS = 12
@@ -120,13 +120,15 @@ def test_a_state_goes_to_nobody_else_and_not_before_it_is_wanted(five: Workers, 
     snapshot = vectors(five.state(0))
     (wanted,) = five.ask(receive=pb.ReceiveRequest(step=0))
     five.restore()  # it is not wanted any more
-    member = Membership(KEY, run.run_number, five.group_number, COORDINATOR)
-    stale = Membership(KEY, run.run_number, five.group_number - 1, COORDINATOR)
+    stale = replace(five.coordinator, group_number=five.group_number - 1)
     with pytest.raises(TransferError, match="worker 0"):
-        give_state(snapshot, 0, wanted.receive, five.endpoints[0], False, member, 0)
+        give_state(snapshot, 0, wanted.receive, five.endpoints[0], False, five.coordinator, 0)
     for same_node in (True, False):
         with pytest.raises(TransferError, match="worker 0"):
             give_state(snapshot, 0, wanted.receive, five.endpoints[0], same_node, stale, 0)
+        (offered,) = five.ask(snapshot=pb.SnapshotRequest(step=0))
+        with pytest.raises(TransferError, match="worker 0"):
+            fetch_state(offered.snapshot, five.endpoints[0], same_node, stale, 0)
     five.send(0, restore=pb.RestoreRequest(step=0, received=True))
     assert "was to come" in five.receive(0).failure.text
 

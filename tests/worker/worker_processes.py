@@ -153,11 +153,15 @@ class Workers:
         """Sets the state."""
         self.ask(restore=pb.RestoreRequest(step=step, checkpoint_folder=folder))
 
+    @property
+    def coordinator(self) -> Membership:
+        """Of the group as it is."""
+        return Membership(KEY, self.run.run_number, self.group_number, COORDINATOR)
+
     def give(self, step: int, whole: dict[str, Any], same_node: bool = True) -> None:
         """Puts the state of a snapshot into the workers."""
-        member = Membership(KEY, self.run.run_number, self.group_number, COORDINATOR)
         for rank, reply in enumerate(self.ask(receive=pb.ReceiveRequest(step=step))):
-            give_state(whole, step, reply.receive, self.endpoints[rank], same_node, member, rank)
+            give_state(whole, step, reply.receive, self.endpoints[rank], same_node, self.coordinator, rank)
         self.ask(restore=pb.RestoreRequest(step=step, received=True))
 
     def stretch(self, first: int, last: int, rate_factor: float = 1.0) -> list[pb.StretchReply]:
@@ -169,9 +173,7 @@ class Workers:
         """A snapshot."""
         state: State = {}
         for rank, reply in enumerate(self.ask(snapshot=pb.SnapshotRequest(step=step))):
-            state |= fetch_state(
-                reply.snapshot, self.endpoints[rank], same_node, KEY, self.run.run_number, self.group_number, rank
-            )
+            state |= fetch_state(reply.snapshot, self.endpoints[rank], same_node, self.coordinator, rank)
         return state
 
 

@@ -19,7 +19,6 @@ from worker.collective.peers import PeerError, peer_name
 # A worker that waits for another node gets so many deadlines: more than the last of that node's own waits in a step, which
 # for LAMB behind clipping by the norm are four, of up to 2 deadlines (`Deadlines.for_other_nodes_s`).
 _PATIENCE = 2.5
-_MISSES = 2  # a stop word from here on says whom its writer misses; 1: it was told to stop
 # The x86-64 keeps the order of plain stores. Elsewhere a lock operation on each side of the counter is the fence.
 _FENCE = None if platform.machine() in ("x86_64", "AMD64") else threading.Lock()
 _SPINS = 2000  # looks at a counter before the first yield, some 50 us; with fewer cores than workers none
@@ -31,7 +30,7 @@ class Words(Protocol):
     """A worker's words of the barrier, each a one-word view, written by the worker alone and read by its peers."""
 
     arrived: memoryview  # barriers it has come to
-    stopped: memoryview  # not 0: it gives up
+    stopped: memoryview  # not 0: it gives up, for want of the rank that is one less
     excused: memoryview  # not 0: it is late because of another node
     announced: memoryview  # ranges of gradients that its backward passes have completed
 
@@ -131,7 +130,7 @@ class Barrier:
         for rank, own in self._words.items():
             word = own.stopped
             if word[0]:
-                missing = word[0] - _MISSES if word[0] >= _MISSES else rank
+                missing = word[0] - 1
                 because = f" for want of {peer_name(missing, self._nodes)}" if missing not in (rank, self._rank) else ""
                 raise PeerError(f"{peer_name(rank, self._nodes)} gave up at step {step}{because}", [missing], step)
         for rank, counter in self._others:
@@ -157,7 +156,7 @@ class Barrier:
 
     def stop(self, missing_rank: int) -> None:
         """Tells the peers of the node that this worker gives up because of `missing_rank` (or of itself)."""
-        self._words[self._rank].stopped[0] = missing_rank + _MISSES
+        self._words[self._rank].stopped[0] = missing_rank + 1
 
     def excuse(self) -> None:
         """Tells the peers of the node that this worker is late because it waits for another node, which it will name."""

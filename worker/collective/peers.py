@@ -11,11 +11,14 @@ from worker.limits import STEP_DEADLINE_FACTOR
 
 @final
 class PeerError(LockstepError):
-    """A peer did not come in time, ended, or its link broke. The group is over; `missing_ranks` are to be looked at."""
+    """A peer did not come in time, ended, or its link broke. The group is over; `missing_ranks` are to be looked at.
 
-    def __init__(self, message: str, missing_ranks: Sequence[int], step: int) -> None:
-        self.message, self.missing_ranks, self.step = message, tuple(missing_ranks), step
-        super().__init__(message, self.missing_ranks, step)
+    A link may be silent both ways: then these wait, too, and give up by themselves within `patience_s`.
+    """
+
+    def __init__(self, message: str, missing_ranks: Sequence[int], step: int, patience_s: float = 0.0) -> None:
+        self.message, self.missing_ranks, self.step, self.patience_s = message, tuple(missing_ranks), step, patience_s
+        super().__init__(message, self.missing_ranks, step, patience_s)
 
     def __str__(self) -> str:
         return self.message

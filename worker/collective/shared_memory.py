@@ -135,12 +135,3 @@ class Segment:
 def identity(group_number: int, rank: int) -> bytes:
     """The first bytes of a segment: whose it is."""
     return _IDENTITY.pack(_MAGIC, group_number, rank)
-
-
-def stop_worker(pid: int, fd: int) -> None:
-    """Writes the stop word of a worker's segment from another process of the node: its peers then give up at once."""
-    own = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        os.pwrite(own, struct.pack("<q", 1), _STOPPED)
-    finally:
-        os.close(own)

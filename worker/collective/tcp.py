@@ -23,6 +23,9 @@ MAGIC = b"LKF1"
 # CRC-32C of the parts, behind them; TCP's own checksum lets one damaged segment in 65,536 pass.
 CHECKSUM = struct.Struct("!I")
 
+# The shortest wait for other nodes has 1.25 of the deadline, the longest, of the other end, 2 (`Deadlines.for_other_nodes_s`).
+_PATIENCE = 0.75
+
 _MOST_PARTS = 64  # buffers of one system call; IOV_MAX is 1,024
 
 
@@ -180,7 +183,8 @@ class TcpLinks(Links):
             if left <= 0:
                 ranks = sorted({link.rank for link in silent or full})
                 names = ", ".join(self._links[rank].name for rank in ranks)
-                raise PeerError(f"{names} did not reach step {step} within {deadline_s:.3g} s", ranks, step)
+                text = f"{names} did not reach step {step} within {deadline_s:.3g} s"
+                raise PeerError(text, ranks, step, patience_s=_PATIENCE * deadline_s)
             if left <= deadline_s / 2 and not told:
                 told = True
                 late()

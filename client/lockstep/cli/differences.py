@@ -9,8 +9,8 @@ import click
 
 from lockstep.cli.conventions import NOT_SUCCEEDED, Target, as_json
 from lockstep.cli.job_lines import State, state_line
+from lockstep.cli.jobs import ended_quietly
 from lockstep.cli.output import json_line, result, table, talk
-from lockstep.cli.replays import replayed
 from lockstep.comparison import (
     Parting,
     Recorded,
@@ -28,7 +28,7 @@ from lockstep.watching import ENDED
 if TYPE_CHECKING:
     from lockstep.client import Client
 
-NOT_TOLD = "decides nothing"
+DECIDES_NOTHING = "decides nothing"
 
 
 @click.command()
@@ -48,7 +48,7 @@ def diff(target: Target, job: str, other: str, as_json: bool) -> None:
         same = same_function(one, two)
         if not as_json:
             if fields:
-                rows = [(each.field, each.one, each.other, "" if each.decides else NOT_TOLD) for each in fields]
+                rows = [(each.field, each.one, each.other, "" if each.decides else DECIDES_NOTHING) for each in fields]
                 table(("FIELD", short(one.name), short(two.name), ""), rows)
             result(_asked(same, one, two))
         first, second = (Recorded.of(each, client.watch(each.name)) for each in (one, two))
@@ -127,7 +127,7 @@ def _found(parting: Parting, one: str, two: str) -> str:
 def _replay(client: Client, name: str, steps: Sequence[int]) -> Sequence[training_job_pb2.ReplayedStep]:
     many = f"{len(steps):,} steps, {steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
     talk(f"{name} is replayed and hashed after {many}")
-    done = replayed(client, client.verify(name, hashed_steps=steps))
+    done = ended_quietly(client, client.verify(name, hashed_steps=steps))
     if done.state != State.SUCCEEDED:
         talk(state_line(done))
         raise click.exceptions.Exit(NOT_SUCCEEDED)

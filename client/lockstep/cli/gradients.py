@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import click
 
 from lockstep.cli.conventions import NOT_SUCCEEDED, Target, as_json
 from lockstep.cli.job_lines import State, state_line
-from lockstep.cli.jobs import ended
+from lockstep.cli.jobs import ended_quietly
 from lockstep.cli.output import json_line, result, talk
 from lockstep.cli.result_tables import gradient_table
 from lockstep.contract.errors import UserError, Violation
@@ -40,7 +39,7 @@ def gradcheck(target: Target, files: tuple[str, ...], as_json: bool) -> None:
         for number, file in enumerate(files):
             if len(files) > 1 and not as_json:
                 result(f"\n{file}" if number else file)
-            job = _checked(client, file)
+            job = ended_quietly(client, client.submit(file, kind=CHECK))
             if as_json:
                 json_line(job)
             else:
@@ -65,14 +64,3 @@ def _refuse_early(client: Client, files: Sequence[str]) -> None:
             found |= dict.fromkeys(error.violations)
     if found:
         raise UserError(list(found))
-
-
-def _checked(client: Client, file: str) -> training_job_pb2.TrainingJob:
-    """The check of the job in a file, at its end."""
-    from lockstep.cli.progress import PlainView
-
-    submitted = client.submit(file, kind=CHECK)
-    talk(submitted.name)
-    for warning in submitted.warnings:
-        talk(f"note: {warning}")
-    return ended(client, submitted.name, nullcontext(PlainView(say=talk).show))

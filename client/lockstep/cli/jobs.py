@@ -53,6 +53,16 @@ def ended(
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
+def ended_quietly(client: Client, submitted: training_job_pb2.TrainingJob) -> training_job_pb2.TrainingJob:
+    """A job that was just submitted, watched to its end on stderr: stdout is for what it gives."""
+    from lockstep.cli.progress import PlainView
+
+    talk(submitted.name)
+    for warning in submitted.warnings:
+        talk(f"note: {warning}")
+    return ended(client, submitted.name, nullcontext(PlainView(say=talk).show))
+
+
 def _away(seconds: float) -> None:
     talk(f"the server is away; trying again for {seconds:g} s")
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
-
 import click
 
 from lockstep.cli.conventions import NOT_SUCCEEDED, NUMBER, Target, as_json
 from lockstep.cli.job_lines import State, state_line
-from lockstep.cli.jobs import ended
-from lockstep.cli.output import json_line, result, talk
+from lockstep.cli.jobs import ended_quietly
+from lockstep.cli.output import json_line, result
 from lockstep.cli.result_tables import replay_table
-from lockstep.v1 import training_job_pb2
-
-if TYPE_CHECKING:
-    from lockstep.client import Client
 
 
 @click.command()
@@ -30,7 +23,7 @@ def verify(target: Target, job: str, step: int | None, as_json: bool) -> None:
     computes, or the replay did not get so far.
     """
     with target.connect() as client:
-        done = replayed(client, client.verify(job, step=step))
+        done = ended_quietly(client, client.verify(job, step=step))
     if as_json:
         json_line(done)
     else:
@@ -39,11 +32,3 @@ def verify(target: Target, job: str, step: int | None, as_json: bool) -> None:
         result(state_line(done))
     if done.state != State.SUCCEEDED:
         raise click.exceptions.Exit(NOT_SUCCEEDED)
-
-
-def replayed(client: Client, submitted: training_job_pb2.TrainingJob) -> training_job_pb2.TrainingJob:
-    """A replay, watched to its end on stderr."""
-    from lockstep.cli.progress import PlainView
-
-    talk(submitted.name)
-    return ended(client, submitted.name, nullcontext(PlainView(say=talk).show))

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
+from tests.faults.disk_calls import replaced
 from tests.faults.simulation.clock import Clock
 from tests.faults.simulation.faults import Faults
 from tests.faults.simulation.plan import Kind
 
-_CALLS = ("mkdir", "open", "posix_fallocate", "write", "fsync", "rename", "unlink", "rmdir")
 _NEED_SPACE = ("mkdir", "open", "posix_fallocate", "write")
 
 
@@ -30,14 +30,8 @@ class Disk:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """The calls of this process to the disk pass through here."""
-        real = {name: getattr(os, name) for name in _CALLS}
-        try:
-            for name, function in real.items():
-                setattr(os, name, self._watched(name, function))
+        with replaced(self._watched):
             yield
-        finally:
-            for name, function in real.items():
-                setattr(os, name, function)
 
     def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import final
 
 from coordinator import limits
 from coordinator.exit_status import Cause
-from coordinator.group.group import GroupStartFailed, Interrupted, Replies, WorkerGroup, WorkerLoss, never, no_alarm
+from coordinator.group.group import AnswersDue, GroupStartFailed, Interrupted, Replies, WorkerGroup, WorkerLoss, never, no_alarm
 from lockstep.internal.v1 import worker_pb2
 from tests.faults.simulation.plan import Kind
 from tests.faults.simulation.stage import Stage
@@ -76,7 +76,7 @@ class SimulatedGroup(WorkerGroup):
         requests: Mapping[int, bytes],
         deadline_s: float,
         interrupted: Callable[[], bool] = never,
-        alarm: Callable[[bytes], bool] = no_alarm,
+        alarm: Callable[[bytes], float] = no_alarm,
     ) -> Replies:
         assert not self._owed, "settle comes before the next call"
         self._faults.act("call")
@@ -104,34 +104,34 @@ class SimulatedGroup(WorkerGroup):
         return Replies(replies, tuple(losses[rank] for rank in sorted(losses)))
 
     def _collect(
-        self, deadline: float, interrupted: Callable[[], bool], alarm: Callable[[bytes], bool], grace: bool
+        self, deadline: float, interrupted: Callable[[], bool], alarm: Callable[[bytes], float], grace: bool
     ) -> tuple[dict[int, bytes], dict[int, WorkerLoss], bool]:
         """What comes until all is there, the deadline, or a loss and the grace."""
         replies: dict[int, bytes] = {}
         losses: dict[int, WorkerLoss] = {}
-        alarmed = False
+        due = AnswersDue(deadline)
         while self._owed:
             if interrupted():
                 raise Interrupted
             coming = [(outcome.at, worker) for worker, outcome in self._owed.items() if outcome is not None]
             at = min((at for at, _ in coming), default=float("inf"))
-            self._clock.to(min(at, deadline, self._stage.desk.next_wish()))
+            self._clock.to(min(at, due.end, self._stage.desk.next_wish()))
             if self._clock.now >= at:
-                for due, worker in coming:
-                    if due > at:
+                for when, worker in coming:
+                    if when > at:
                         continue
                     rank, outcome = self._workers.index(worker), self._owed.pop(worker)
                     assert outcome is not None
                     if outcome.reply is None:
                         losses[rank] = self._loss(rank)
+                        if grace:
+                            due.lost(self._clock.now)
                     else:
                         replies[rank] = outcome.reply
-                        alarmed = alarmed or alarm(outcome.reply)
-                if grace and (losses or alarmed):
-                    deadline = min(deadline, self._clock.now + limits.LOSS_GRACE_S)
-            elif self._clock.now >= deadline:
+                        due.heard(self._clock.now, alarm(outcome.reply))
+            elif self._clock.now >= due.end:
                 break
-        return replies, losses, alarmed
+        return replies, losses, due.alarmed
 
     def _loss(self, rank: int) -> WorkerLoss:
         worker = self._workers[rank]

@@ -62,16 +62,13 @@ class _Transfer:
         reply: SnapshotReply,
         endpoint: PrepareReply,
         same_node: bool,
-        group_key: bytes,
-        run_number: int,
-        group_number: int,
+        member: Membership,
         rank: int,
     ) -> dict[tuple[str, int, int], F32]:
         """Copies what the worker offers. Raises TransferError."""
         self._stage.faults.act("fetch")
-        worker = self._reached(endpoint, rank)
+        worker = self._reached(endpoint, member, rank)
         part = worker.member()
-        assert (part.key, part.run, part.group, part.rank) == (group_key, run_number, group_number, rank)
         if part.offered != reply.step:
             raise TransferError(f"the state of worker {rank} at step {reply.step} cannot be had: it closed the link")
         return {(vector.name, vector.first, vector.end): self._range(worker, vector).copy() for vector in reply.vectors}
@@ -88,9 +85,8 @@ class _Transfer:
     ) -> None:
         """Puts what the worker asked for in its place. Raises TransferError."""
         self._stage.faults.act("give")
-        worker = self._reached(endpoint, rank)
+        worker = self._reached(endpoint, member, rank)
         part = worker.member()
-        assert (part.key, part.run, part.group, part.rank) == (member.key, member.run_number, member.group_number, rank)
         if part.wanted != step:
             raise TransferError(f"the state of step {step} cannot be given to worker {rank}: it closed the link")
         self._stage.watch(step, vectors["parameters"], vectors["velocity"])
@@ -104,7 +100,7 @@ class _Transfer:
         assert (vector.first, vector.end) == part.chunk
         return part.velocity
 
-    def _reached(self, endpoint: PrepareReply, rank: int) -> SimulatedWorker:
+    def _reached(self, endpoint: PrepareReply, member: Membership, rank: int) -> SimulatedWorker:
         worker = self._stage.find(endpoint.pid)
         if worker is None:
             raise TransferError(f"the state of worker {rank} cannot be moved: [Errno 3] No such process")
@@ -112,4 +108,6 @@ class _Transfer:
             worker.cut = False
             self._stage.faults.strike(Fault(Kind.CUT, self._stage.faults.calls, rank), f"of worker {rank}")
             raise TransferError(f"the state of worker {rank} cannot be moved: the link was reset")
+        part = worker.member()
+        assert (part.key, part.run, part.group, part.rank) == (member.key, member.run_number, member.group_number, rank)
         return worker

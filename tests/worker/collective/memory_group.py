@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import sys
 import threading
 import time
@@ -57,6 +58,22 @@ class Descent(OnePass):
     ) -> None:
         np.add(state[0], gradient, out=state[0])
         np.subtract(parameters, np.float32(learning_rate) * gradient, out=parameters)
+
+
+class Keep(OnePass):
+    """Keeps the gradient as it came."""
+
+    def apply(
+        self,
+        first: int,
+        parameters: F32,
+        gradient: F32,
+        state: Sequence[F32],
+        step: int,
+        learning_rate: float,
+        number: int = 0,
+    ) -> None:
+        np.copyto(state[0], gradient)
 
 
 def plain_sum(first: int, end: int, shards: list[F32], filled: int) -> F32 | None:
@@ -167,3 +184,49 @@ class Group:
             self.network.events.append((rank, f"finished {count}"))
             if finished is not None:
                 finished(count)
+
+
+def cases() -> list[tuple[int, int, int, int]]:
+    """(seed, workers, shards, nodes): corners, then drawn ones."""
+    chosen = [(0, 1, 1, 1), (1, 1, 8, 1), (2, 8, 8, 1), (3, 8, 8, 8), (4, 5, 7, 2), (5, 64, 64, 9), (6, 3, 64, 3)]
+    draw = random.Random(11)
+    for seed in range(7, 32):
+        shards = draw.randint(1, 64)
+        workers = draw.randint(1, min(shards, 12))
+        chosen.append((seed, workers, shards, draw.randint(1, workers)))
+    return chosen
+
+
+def takes_plain_steps(groups: Sequence[Group], draw: np.random.Generator) -> None:
+    """Each of the groups, equal but for how they exchange, takes three steps of Descent, the last with empty shards or not:
+    sums, parameters and state are those of the plain tree sum."""
+    shards, size = groups[0].shards, groups[0].layout.size
+    parameters, state = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    for step, filled in enumerate((shards, shards, int(draw.integers(1, shards + 1))), start=1):
+        gradients = [draw.normal(size=size).astype(np.float32) for _ in range(shards)]
+        losses = [float(draw.integers(0, 1000)) for _ in range(shards)]
+        total = plain_sum(0, shards, gradients, filled)
+        assert total is not None
+        mean = total / np.float32(filled)
+        state += mean
+        parameters = parameters - np.float32(0.5) * mean
+        for group in groups:
+            workers = len(group.nodes)
+            results = group.step(step, filled, gradients, losses, [True] * workers)
+            assert results == [StepSums(sum(losses[:filled]), float(filled), True)] * workers
+    for group in groups:
+        for node in group.parameters.values():
+            assert node.tobytes() == parameters.tobytes()
+        assert np.concatenate([own for (own,) in group.states.values()]).tobytes() == state.tobytes()
+
+
+def sums_any_number_of_shards(group: Group) -> None:
+    """A group that keeps its gradients gives the plain tree sum for each number of shards with rows."""
+    shards, draw = group.shards, np.random.default_rng(2)
+    for filled in range(1, shards + 1):
+        gradients = [draw.normal(size=group.layout.size).astype(np.float32) for _ in range(shards)]
+        group.step(filled, filled, gradients, [0.0] * shards, [True] * len(group.nodes))
+        total = plain_sum(0, shards, gradients, filled)
+        assert total is not None
+        kept = np.concatenate([own for (own,) in group.states.values()])
+        assert kept.tobytes() == (total / np.float32(filled)).tobytes(), filled

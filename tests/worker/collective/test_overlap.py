@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import random
 import socket
 import threading
-import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from tests.worker.collective.memory_group import DEADLINE_S, Descent, Group, PlainWords, plain_sum
-from tests.worker.collective.test_reduction import Keep, cases
+from tests.worker.collective.memory_group import (
+    DEADLINE_S,
+    Descent,
+    Group,
+    Keep,
+    PlainWords,
+    cases,
+    sums_any_number_of_shards,
+    take_turns,
+    takes_plain_steps,
+)
 from tests.worker.nn.networks import CROSS_ENTROPY, dense_net, draw_stack
 from worker.checksum import PIECE_BYTES
 from worker.collective import buckets as buckets_file
@@ -24,7 +31,7 @@ from worker.collective.buckets import Range, buckets
 from worker.collective.layout import ExchangeLayout, block_borders
 from worker.collective.links import Message
 from worker.collective.peers import Deadlines, PeerError
-from worker.collective.plan import NodeMemory, StepSums
+from worker.collective.plan import NodeMemory
 from worker.collective.reduce import Reduction
 from worker.collective.shared_memory import REPORT_FLOATS
 from worker.collective.tcp import HEADER, TcpLinks, header
@@ -35,8 +42,7 @@ REPORT_BYTES = 8 * REPORT_FLOATS
 
 @pytest.fixture(autouse=True)
 def threads_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers are threads here, and sched_yield would keep the interpreter: sleeping hands it on."""
-    monkeypatch.setattr(os, "sched_yield", lambda: time.sleep(1e-5))
+    take_turns(monkeypatch)
 
 
 @pytest.fixture
@@ -89,21 +95,7 @@ def test_parameters_and_state_are_those_of_the_plain_tree_sum(
     group = Group(nodes, shards, size, finished_ranges=drawn_ranges(random.Random(seed), size))
     without = Group(nodes, shards, size)
     assert group.reductions[0].overlaps == (len(set(nodes)) > 1)
-    parameters, state = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    for step, filled in enumerate((shards, shards, int(draw.integers(1, shards + 1))), start=1):
-        gradients = [draw.normal(size=size).astype(np.float32) for _ in range(shards)]
-        losses = [float(draw.integers(0, 1000)) for _ in range(shards)]
-        results = group.step(step, filled, gradients, losses, [True] * workers)
-        assert without.step(step, filled, gradients, losses, [True] * workers) == results
-        total = plain_sum(0, shards, gradients, filled)
-        assert total is not None
-        mean = total / np.float32(filled)
-        state += mean
-        parameters = parameters - np.float32(0.5) * mean
-        assert results == [StepSums(sum(losses[:filled]), float(filled), True)] * workers
-    for node in group.parameters.values():
-        assert node.tobytes() == parameters.tobytes()
-    assert np.concatenate([group.states[rank][0] for rank in range(workers)]).tobytes() == state.tobytes()
+    takes_plain_steps([group, without], draw)
     assert group.network.bytes_sent == without.network.bytes_sent
 
 
@@ -111,14 +103,7 @@ def test_parameters_and_state_are_those_of_the_plain_tree_sum(
 def test_workers_without_rows_do_not_hold_up_those_with(small_buckets: None, nodes: str) -> None:
     shards, size = 8, 5 * 4096
     ranges = [(first, first + 4096) for first in range(0, size, 4096)][::-1]
-    group, draw = Group(nodes, shards, size, Keep, finished_ranges=ranges), np.random.default_rng(2)
-    for filled in range(1, shards + 1):
-        gradients = [draw.normal(size=size).astype(np.float32) for _ in range(shards)]
-        group.step(filled, filled, gradients, [0.0] * shards, [True] * len(nodes))
-        total = plain_sum(0, shards, gradients, filled)
-        assert total is not None
-        kept = np.concatenate([group.states[rank][0] for rank in range(len(nodes))])
-        assert kept.tobytes() == (total / np.float32(filled)).tobytes(), filled
+    sums_any_number_of_shards(Group(nodes, shards, size, Keep, finished_ranges=ranges))
 
 
 @pytest.mark.parametrize("victim", [0, 2])
@@ -222,17 +207,6 @@ class Worker:
 
         result = self.model.loss_and_gradient([self.stack], finished=hear)
         self.reduction.step(2, 8, number, 0.1, result.finite, result.loss_sums, result.denominators)
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    server = socket.create_server(("127.0.0.1", 0))
-    dialer = socket.create_connection(server.getsockname())
-    accepted, _ = server.accept()
-    server.close()
-    yield dialer, accepted
-    dialer.close()
-    accepted.close()
 
 
 def test_a_peer_has_the_last_layers_gradient_before_the_first_layers_is_there(

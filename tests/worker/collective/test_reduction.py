@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from tests.worker.collective.memory_group import Group, OnePass, plain_sum, take_turns
+from tests.worker.collective.memory_group import (
+    Group,
+    Keep,
+    cases,
+    plain_sum,
+    sums_any_number_of_shards,
+    take_turns,
+    takes_plain_steps,
+)
 from tests.worker.nn.networks import dense_net
-from worker.collective.plan import StepSums
 from worker.collective.shared_memory import F32, REPORT_FLOATS
 from worker.nn.norms import Norms
 from worker.nn.shapes import parameter_layout
@@ -23,33 +29,6 @@ def threads_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     take_turns(monkeypatch)
 
 
-class Keep(OnePass):
-    """Keeps the gradient as it came."""
-
-    def apply(
-        self,
-        first: int,
-        parameters: F32,
-        gradient: F32,
-        state: Sequence[F32],
-        step: int,
-        learning_rate: float,
-        number: int = 0,
-    ) -> None:
-        np.copyto(state[0], gradient)
-
-
-def cases() -> list[tuple[int, int, int, int]]:
-    """(seed, workers, shards, nodes): corners, then drawn ones."""
-    chosen = [(0, 1, 1, 1), (1, 1, 8, 1), (2, 8, 8, 1), (3, 8, 8, 8), (4, 5, 7, 2), (5, 64, 64, 9), (6, 3, 64, 3)]
-    draw = random.Random(11)
-    for seed in range(7, 32):
-        shards = draw.randint(1, 64)
-        workers = draw.randint(1, min(shards, 12))
-        chosen.append((seed, workers, shards, draw.randint(1, workers)))
-    return chosen
-
-
 @pytest.mark.parametrize(("seed", "workers", "shards", "node_count"), cases())
 def test_parameters_and_state_are_those_of_the_plain_tree_sum(seed: int, workers: int, shards: int, node_count: int) -> None:
     draw = np.random.default_rng(seed)
@@ -57,35 +36,13 @@ def test_parameters_and_state_are_those_of_the_plain_tree_sum(seed: int, workers
     if seed % 2:
         nodes.sort()
     size = 16 * int(draw.integers(1, 900))
-    group = Group(nodes, shards, size)
-    parameters, state = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    for step, filled in enumerate((shards, shards, int(draw.integers(1, shards + 1))), start=1):
-        gradients = [draw.normal(size=size).astype(np.float32) for _ in range(shards)]
-        losses = [float(draw.integers(0, 1000)) for _ in range(shards)]
-        results = group.step(step, filled, gradients, losses, [True] * workers)
-        total = plain_sum(0, shards, gradients, filled)
-        assert total is not None
-        mean = total / np.float32(filled)
-        state += mean
-        parameters = parameters - np.float32(0.5) * mean
-        assert results == [StepSums(sum(losses[:filled]), float(filled), True)] * workers
-    for node in group.parameters.values():
-        assert node.tobytes() == parameters.tobytes()
-    assert np.concatenate([group.states[rank][0] for rank in range(workers)]).tobytes() == state.tobytes()
+    takes_plain_steps([Group(nodes, shards, size)], draw)
 
 
 @pytest.mark.parametrize("nodes", ["aab", "abb", "aabb", "abbb", "aba", "abab", "aaabc", "abc"])
 def test_any_number_of_shards_with_rows_gives_the_plain_tree_sum(nodes: str) -> None:
     """Also where a single worker of a node has rows, whose sum stands for a subtree that the node would else add up."""
-    shards, size = 8, 5 * 4096
-    group, draw = Group(list(nodes), shards, size, Keep), np.random.default_rng(2)
-    for filled in range(1, shards + 1):
-        gradients = [draw.normal(size=size).astype(np.float32) for _ in range(shards)]
-        group.step(filled, filled, gradients, [0.0] * shards, [True] * len(nodes))
-        total = plain_sum(0, shards, gradients, filled)
-        assert total is not None
-        kept = np.concatenate([group.states[rank][0] for rank in range(len(nodes))])
-        assert kept.tobytes() == (total / np.float32(filled)).tobytes(), filled
+    sums_any_number_of_shards(Group(nodes, 8, 5 * 4096, Keep))
 
 
 def test_blocks_longer_than_the_cache_give_the_same_bits() -> None:

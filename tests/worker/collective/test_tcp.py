@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import google_crc32c
 import numpy as np
@@ -21,17 +21,6 @@ from worker.collective.tcp import CHECKSUM, HEADER, MAGIC, TcpLinks, header
 NODES = ["a", "b"]
 KEY = b"k" * 32
 Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    server = socket.create_server(("127.0.0.1", 0))
-    dialer = socket.create_connection(server.getsockname())
-    accepted, _ = server.accept()
-    server.close()
-    yield dialer, accepted
-    dialer.close()
-    accepted.close()
 
 
 def nothing() -> None:

@@ -66,7 +66,7 @@ def evaluate(model: Model, x: Any, y: Any, workers: int = 1, positions: bool = F
         if owned[0] < owned[1]:
             add_counts(reply, counts)
         replies.append(pb.EvaluateReply.FromString(reply.SerializeToString()))
-    return combine(replies, blocks, positions)
+    return combine(replies, len(x), positions)
 
 
 def draw(rows: int, *shape: int, seed: int = 3) -> NDArray[np.float32]:

@@ -1087,6 +1087,7 @@ class Failure(_message.Message):
     TRACE_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     MISSING_RANKS_FIELD_NUMBER: _builtins.int
+    PATIENCE_S_FIELD_NUMBER: _builtins.int
     kind: Global___Failure.Kind.ValueType
     """Whose affair it is."""
     text: _builtins.str
@@ -1095,6 +1096,8 @@ class Failure(_message.Message):
     """The exception's text with its frames, for the log."""
     step: _builtins.int
     """The last applied step."""
+    patience_s: _builtins.float
+    """So long after this one they may still give up by themselves, if they wait for an answer over the same silent link."""
     @_builtins.property
     def missing_ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ranks that did not come."""
@@ -1107,10 +1110,11 @@ class Failure(_message.Message):
         trace: _builtins.str = ...,
         step: _builtins.int = ...,
         missing_ranks: _abc.Iterable[_builtins.int] | None = ...,
+        patience_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "missing_ranks", b"missing_ranks", "step", b"step", "text", b"text", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "missing_ranks", b"missing_ranks", "patience_s", b"patience_s", "step", b"step", "text", b"text", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
