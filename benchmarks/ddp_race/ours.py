@@ -90,12 +90,17 @@ class Jobs:
         return spec
 
     def turn(self, shards: int, workers: int, seconds: float, expected: float) -> float:
-        """Samples/s of a job of about so many seconds; `expected` count until one of this kind has run."""
+        """Samples/s of a job of at least so many seconds; `expected` count until one of this kind has run.
+
+        A shorter job is slower, for its first seconds count more: one that was too short is run again.
+        """
         speed = self._samples_per_s.get((shards, workers), expected)
-        epochs = max(1, math.ceil(SURPLUS * seconds * speed / self._case.rows))
-        found, _ = self.timed(self.spec(shards, workers, epochs))
-        self._samples_per_s[shards, workers] = found
-        return found
+        while True:
+            epochs = max(1, math.ceil(SURPLUS * seconds * speed / self._case.rows))
+            speed, _ = self.timed(self.spec(shards, workers, epochs))
+            self._samples_per_s[shards, workers] = speed
+            if epochs * self._case.rows >= seconds * speed:
+                return speed
 
     def timed(self, spec: JobSpec) -> tuple[float, list[JobEvent]]:
         """Samples/s of a job from its first steps to its last, seen from outside, and its events."""
