@@ -15,7 +15,7 @@ from tests.coordinator.links import Through
 from tests.coordinator.proxy import Proxy
 from tests.faults.links import LINKS, LinkCase, carry_out
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(90)]
 
 
 @pytest.mark.parametrize("case", [case for row in LINKS for case in row.fixed()], ids=lambda case: case.name)

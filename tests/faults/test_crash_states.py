@@ -16,6 +16,8 @@ from lockstep.contract.manifest import MANIFEST_FILE
 from tests.coordinator.test_checkpoints import DIGEST, files_of, manifest_of, open_job, recovered
 from tests.faults.crash_states import RecordedDisk, Tree, restore
 
+pytestmark = pytest.mark.faults
+
 OLD, NEW = 3, 6
 
 

@@ -25,6 +25,8 @@ from worker import failpoints
 from worker.failpoints import ALLOW, COORDINATOR, NAMES, WORKER, FailpointRaised, failpoint, halfway
 from worker.shard_worker import ShardWorker
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).parent.parent.parent
 POINT = "run1/rank2/reduce.after_post=raise@3"
 

@@ -1,5 +1,6 @@
 """The rows of the fault table, at the counts of every run of the tests: whatever befalls a job, all oracles hold.
 
+
 Of rows 1 and 2 half of the fixed cases, every place among them; `scripts/soak --fixed` takes all.
 """
 
@@ -15,7 +16,7 @@ from tests.faults.rows import ROWS, coordinator_cases, drawn, worker_cases
 from tests.faults.soak import ALL
 from worker.failpoints import COORDINATOR, WORKER
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Simulated runs: whatever goes wrong, twice and three times over, a job gives what it gives undisturbed, and says what was.
 
+pytestmark = pytest.mark.faults
+
 `python -m tests.faults.simulation --seed S` repeats a seed and prints what happened.
 """
 

@@ -17,7 +17,7 @@ from tests.faults.rows import coordinator_cases, late_in_a_new_group, worker_cas
 from tests.planted.defect import ROOT, VARIABLE, environment
 from tests.planted.defects import DEFECTS
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 # Cases of rows, whose processes have the defect. The undisturbed run that they are compared with has not.
 _KILLED = worker_cases("update.when_half_done")[0]
