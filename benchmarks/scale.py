@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 from google.protobuf.json_format import ParseDict
 
 from benchmarks.engine_race.cases import dense_layers
@@ -19,9 +21,11 @@ from benchmarks.machine import machine
 from benchmarks.tables import say, table, verdict
 from benchmarks.traffic import FLOAT_BYTES, Traffic
 from lockstep.v1.model_pb2 import ModelSpec
+from worker.collective.buckets import Range
 from worker.collective.layout import ExchangeLayout, block_borders
-from worker.nn.shapes import parameter_layout
-from worker.specs import architecture
+from worker.nn.passes import Network
+from worker.nn.shapes import layer_shapes, layout_of
+from worker.specs import MeanSquaredErrorRecord, architecture
 
 WIDTHS = (8192, 8192, 8192, 10)  # 134 million parameters
 GROUPS = (
@@ -55,6 +59,26 @@ HEADS = (
 
 @final
 @dataclass(frozen=True)
+class Net:
+    """A dense net as the exchange sees it: where chunks may end, its parameters with their gaps, and which ranges of them a
+    backward pass completes one after the other."""
+
+    borders: list[int]
+    parameters: int
+    finished_ranges: tuple[Range, ...]
+
+    @classmethod
+    def of(cls, widths: Sequence[int]) -> Net:
+        """Without its weights: their memory is never touched."""
+        shapes = layer_shapes(architecture(ParseDict({"layers": dense_layers(*widths[1:])}, ModelSpec()), tuple(widths[:1])))
+        layout = layout_of(shapes)
+        network = Network(MeanSquaredErrorRecord(), shapes, layout, np.empty(layout.size, np.float32))
+        borders = block_borders([(entry.offset, entry.offset + entry.size) for entry in layout.entries], layout.size)
+        return cls(borders, layout.size, network.finished_ranges)
+
+
+@final
+@dataclass(frozen=True)
 class Scale:
     """A group of equal nodes, one shard for each worker; `part_s` is what one worker asks of the layout."""
 
@@ -69,20 +93,20 @@ class Scale:
     halving: bool
 
     @classmethod
-    def of(cls, borders: list[int], parameters: int, workers: int, nodes: int, halving: bool = True) -> Scale:
+    def of(cls, net: Net, workers: int, nodes: int, halving: bool = True) -> Scale:
         """Builds the layout and counts."""
         names = [f"node-{rank * nodes // workers}" for rank in range(workers)]
         began = time.perf_counter()
-        layout = ExchangeLayout(borders, workers, names)
+        layout = ExchangeLayout(net.borders, workers, names)
         built = time.perf_counter()
         rank = workers // 2
         layout.carried(rank), layout.carriers(rank), layout.linked(rank)
         for node in layout.members:
             layout.node_subtrees(node, workers)
         asked = time.perf_counter()
-        traffic = Traffic.of(layout)
+        traffic = Traffic.of(layout, net.finished_ranges)
         return cls(
-            *(workers, nodes, parameters, built - began, asked - built),
+            *(workers, nodes, net.parameters, built - began, asked - built),
             *(max(traffic.messages), max(traffic.sent_bytes), traffic.node_bytes(layout), halving),
         )
 
@@ -121,25 +145,18 @@ class Scale:
         ]
 
 
-def borders_of(widths: tuple[int, ...]) -> tuple[list[int], int]:
-    """Where the chunks of a dense net may end, and its parameters with their gaps."""
-    model = ParseDict({"layers": dense_layers(*widths[1:])}, ModelSpec())
-    layout = parameter_layout(architecture(model, widths[:1]))
-    return block_borders([(entry.offset, entry.offset + entry.size) for entry in layout.entries], layout.size), layout.size
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python benchmarks/scale.py", description=__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="of the dense net (default %(default)s)")
     options = parser.parse_args()
-    borders, parameters = borders_of(tuple(options.widths))
+    net = Net.of(options.widths)
     scales = []
     for groups, halving in ((GROUPS, True), (ODD_GROUPS, False)):
         for workers, nodes in groups:
-            scales.append(Scale.of(borders, parameters, workers, nodes, halving))
+            scales.append(Scale.of(net, workers, nodes, halving))
             say(f"{workers} workers on {nodes} nodes: {scales[-1].worker_bytes / 2**20:,.1f} MiB a worker")
     speed = f"{ROWS} rows a worker at {WORKER_FLOPS / 1e9:g} GFLOP/s"
-    print(f"{machine()}; {list(options.widths)}, {parameters:,} parameters, {speed}")
+    print(f"{machine()}; {list(options.widths)}, {net.parameters:,} parameters, {speed}")
     print(table(HEADS, [scale.cells() for scale in scales]))
     return 1 if any(scale.missed() for scale in scales) else 0
 

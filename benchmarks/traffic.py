@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from worker.collective.buckets import Range, buckets
 from worker.collective.layout import ExchangeLayout
 from worker.collective.shared_memory import REPORT_FLOATS
 
@@ -21,17 +23,19 @@ class Traffic:
     sent_bytes: list[int]
 
     @classmethod
-    def of(cls, layout: ExchangeLayout) -> Traffic:
-        """Of a step whose shards all have rows and whose update is one pass."""
+    def of(cls, layout: ExchangeLayout, finished_ranges: Sequence[Range] = ()) -> Traffic:
+        """Of a step whose shards all have rows and whose update is one pass; `finished_ranges` are those of the model, whose
+        buckets go out during the backward pass, each as a message of its own."""
         messages, sent_bytes = [0] * layout.workers, [0] * layout.workers
         floats = [end - first for first, end in layout.chunks]
+        early = [sum(bool(bucket.within(*chunk)) for bucket in buckets(finished_ranges)[:-1]) for chunk in layout.chunks]
         for node in layout.members:
             sums = len(layout.node_subtrees(node, layout.shards))
             for owner in range(layout.workers):
                 if layout.nodes[owner] == node:
                     continue
                 carrier = layout.carrier(node, owner)
-                messages[carrier] += 1  # the node's report and sums of the owner's chunk
+                messages[carrier] += early[owner] + 1  # sums of the owner's chunk; the last has the node's report
                 sent_bytes[carrier] += REPORT_BYTES + sums * FLOAT_BYTES * floats[owner]
                 if floats[owner]:
                     messages[owner] += 1  # the chunk's parameters
