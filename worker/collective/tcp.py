@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import final
 
-from worker.checksum import crc32c_of
+from worker.checksum import word_sum
 from worker.collective.links import Links, Message
 from worker.collective.peers import PeerError, peer_name
 
@@ -20,7 +20,7 @@ from worker.collective.peers import PeerError, peer_name
 HEADER = struct.Struct("!4sHxxIQQ")
 MAGIC = b"LKF1"
 
-# CRC-32C of the parts, behind them; TCP's own checksum lets one damaged segment in 65,536 pass.
+# The sum of the words of the parts, behind them; TCP's own checksum lets one damaged segment in 65,536 pass.
 CHECKSUM = struct.Struct("!I")
 
 # The shortest wait for other nodes has 1.25 of the deadline, the longest, of the other end, 2 (`Deadlines.for_other_nodes_s`).
@@ -112,7 +112,7 @@ class _Link:
 
     def _end_frame(self) -> None:
         message, step, parts = self.expected.popleft()
-        if CHECKSUM.unpack(self._checksum)[0] != crc32c_of(parts):
+        if CHECKSUM.unpack(self._checksum)[0] != word_sum(parts):
             raise _Broken(f"sent {message.name} of step {step} that do not match their checksum")
 
 
@@ -155,7 +155,7 @@ class TcpLinks(Links):
     def send(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
         link = self._links[rank]
         head = memoryview(header(message, self._rank, step, sum(map(len, parts))))
-        link.waiting.append([head, *parts, memoryview(CHECKSUM.pack(crc32c_of(parts)))])
+        link.waiting.append([head, *parts, memoryview(CHECKSUM.pack(word_sum(parts)))])
         self._guarded(link, step)
 
     def expect(self, rank: int, message: Message, step: int, parts: Sequence[memoryview]) -> None:
