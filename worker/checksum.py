@@ -14,15 +14,14 @@ _PIECE_BYTES = 1 << 14
 
 def crc32c(vector: NDArray[np.float32]) -> int:
     """The checksum of a contiguous vector's bytes."""
-    return crc32c_of((vector.data.cast("B"),))
+    return crc32c_of(vector.data.cast("B"))
 
 
-def crc32c_of(parts: Iterable[memoryview]) -> int:
-    """The checksum of bytes in several parts, one after the other."""
+def crc32c_of(data: memoryview) -> int:
+    """The checksum of bytes."""
     crc = 0
-    for part in parts:
-        for at in range(0, len(part), _PIECE_BYTES):
-            crc = google_crc32c.extend(crc, bytes(part[at : at + _PIECE_BYTES]))
+    for at in range(0, len(data), _PIECE_BYTES):
+        crc = google_crc32c.extend(crc, bytes(data[at : at + _PIECE_BYTES]))
     return crc
 
 

@@ -203,14 +203,14 @@ def _key(vector: StateVector) -> tuple[str, int, int]:
 def _give(connection: socket.socket, data: memoryview) -> None:
     for at in range(0, len(data), TRANSFER_BYTES):
         connection.sendall(data[at : at + TRANSFER_BYTES])
-    connection.sendall(CHECKSUM.pack(crc32c_of((data,))))
+    connection.sendall(CHECKSUM.pack(crc32c_of(data)))
 
 
 def _take(connection: socket.socket, target: memoryview) -> None:
     checksum = bytearray(CHECKSUM.size)
     _fill(connection, target)
     _fill(connection, memoryview(checksum))
-    if CHECKSUM.unpack(checksum)[0] != crc32c_of((target,)):
+    if CHECKSUM.unpack(checksum)[0] != crc32c_of(target):
         raise _Closed("what it sent does not match its checksum")
 
 
