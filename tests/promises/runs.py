@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +26,9 @@ STEPS = 900
 JOB_S = 200
 FEW_S = 90
 # What is alive in Ray besides this driver: placement groups, actors of drivers that have ended, and CPUs that are held.
+# Into a file, since Ray prints its own remarks to a driver's stdout at any time.
 LOOK = """
-import json, sys, ray
+import json, pathlib, sys, ray
 from ray._private import state
 from ray.util import placement_group_table
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
@@ -34,7 +36,7 @@ over = {job["JobID"] for job in state.jobs() if job["IsDead"]}
 groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
 actors = [actor for actor in state.actors().values() if actor["State"] != "DEAD" and actor["JobID"] in over]
 held = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
-print(json.dumps([groups, actors, [held] if held else []]))
+pathlib.Path(sys.argv[2]).write_text(json.dumps([groups, actors, [held] if held else []]))
 """
 
 
@@ -126,10 +128,11 @@ def gone(pid: int) -> bool:
 def look(nodes: Nodes) -> list[list[Any]]:
     """The placement groups in Ray, the actors without their driver, and the CPUs that are held."""
     environment = {**nodes.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(nodes.ray_token)}
-    command = [sys.executable, "-c", LOOK, nodes.ray_address]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    found: list[list[Any]] = json.loads(done.stdout.splitlines()[-1])
+    with tempfile.NamedTemporaryFile() as seen:
+        command = [sys.executable, "-c", LOOK, nodes.ray_address, seen.name]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        found: list[list[Any]] = json.load(seen)
     return found
 
 
