@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -24,12 +24,13 @@ class Launch:
     ray_address: str
     slots: int
 
-    async def start(self) -> Child:
-        """Starts a coordinator that attaches and waits for its order."""
+    async def start(self, in_order: Sequence[str] = ()) -> Child:
+        """Starts a coordinator that attaches and waits for its order; nodes that are in order it does not look at again."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "coordinator.run", "--files", str(self.files_folder), "--group", self.group),
             *("--ray-address", self.ray_address, "--slots", str(self.slots), "--parent", str(os.getpid())),
+            *("--in-order", *in_order),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={"RAY_gcs_rpc_server_reconnect_timeout_s": "10", "RAY_BACKEND_LOG_LEVEL": "error", **os.environ},
@@ -110,7 +111,7 @@ class Warm:
         """Starts a coordinator whenever there is none; for ever."""
         backoff_s = limits.WARM_FIRST_S
         while True:
-            child = self._child = await self._launch.start()
+            child = self._child = await self._launch.start(self._in_order())
             self._taken.clear()
             taken = asyncio.ensure_future(self._taken.wait())
             listening = asyncio.ensure_future(self._listen(child))
@@ -140,6 +141,10 @@ class Warm:
         except (TimeoutError, framing.FrameError):
             if self._child is child:  # one that was taken has an order now, and other things to say
                 child.kill()
+
+    def _in_order(self) -> list[str]:
+        """The nodes that the coordinator before has seen, if none lacked anything."""
+        return [node.node_id for node in self.capacity.nodes] if self.capacity and not self.capacity.problems else []
 
     def _tell(self, capacity: agent.Capacity) -> None:
         if capacity != self.capacity:

@@ -114,5 +114,7 @@ LOOK_POLL_S = 0.05
 PREFLIGHT_AGAIN_S = 30.0
 # Workers that a warm coordinator keeps ready on a node.
 READY_WORKERS = 8
+# Those for slots that others hold are made so long after it has started.
+READY_ALL_S = 60.0
 # After one of them died, none is made for so long.
 READY_AGAIN_S = 10.0

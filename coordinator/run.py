@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, final
@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from coordinator import framing, limits
 from coordinator.checkpoint_folder import CheckpointBroken
+from coordinator.dataset_check import DatasetDamaged, check_dataset
 from coordinator.exit_codes import EXIT_BROKEN, EXIT_FAILED, EXIT_ORPHANED, EXIT_SPOOL_FULL, EXIT_SPOOL_TAKEN, EXIT_UNREACHABLE
 from coordinator.gradient_check import GradientCheckRun
 from coordinator.group.cluster import Cluster, ClusterUnreachable
@@ -65,13 +66,17 @@ def make_cluster(group: str, ray_address: str, slots: int) -> Cluster:
 
 @final
 class Lookout:
-    """Tells the agent the cluster's capacity and what its nodes lack, while this coordinator waits for an order."""
+    """Tells the agent the cluster's capacity and what its nodes lack, while this coordinator waits for an order.
 
-    def __init__(self, cluster: Cluster, files_folder: Path, out: BinaryIO) -> None:
+    Nodes that are `in_order` another coordinator has looked at, and found that they lack nothing.
+    """
+
+    def __init__(self, cluster: Cluster, files_folder: Path, out: BinaryIO, in_order: Iterable[str] = ()) -> None:
         self._cluster = cluster
         self._files_folder = files_folder
         self._out = out
-        self._lacking: dict[str, tuple[float, list[str]]] = {}
+        now = time.monotonic()
+        self._lacking: dict[str, tuple[float, list[str]]] = {node_id: (now, []) for node_id in in_order}
 
     def report(self) -> bool:
         """Looks once and says it. Nodes are looked at when they appear, and again while they lack something.
@@ -139,7 +144,11 @@ def _carry_out(order: agent.RunOrder, files_folder: Path, reports: Reports, orde
     make_group = partial(cluster.group, PORTABLE_WORKER if portable else SHARD_WORKER)
     try:
         failpoints.arm(failpoints.of_coordinator(order.failpoints, order.run_number))
+        check_dataset(files_folder / "datasets" / order.dataset_digest, orders.cancelled)
         return KINDS[kind](order, files_folder, reports, orders, make_group).run()
+    except DatasetDamaged as damaged:
+        reports.notice(job.Notice.ERROR, "CORRUPTION_DETECTED", str(damaged))
+        return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=str(damaged))
     except UserError as error:
         return agent.RunEnded(outcome=agent.RunEnded.FAILED, reason=str(error))
     except (CheckpointBroken, SpoolBroken, SpoolFull):
@@ -158,6 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ray-address", default="")
     parser.add_argument("--slots", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--in-order", nargs="*", default=[])
     arguments = parser.parse_args(argv)
     die_with_parent(arguments.parent)
     # Whatever a library prints must not stand among the reports.
@@ -168,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     cluster = make_cluster(arguments.group, arguments.ray_address, arguments.slots)
     try:
         with cluster.attached():
-            lookout = Lookout(cluster, arguments.files, out)
+            lookout = Lookout(cluster, arguments.files, out, arguments.in_order)
             wish = orders.first(0)
             while wish is None:
                 try:

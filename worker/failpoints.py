@@ -48,6 +48,7 @@ WORKER = {
 }
 
 COORDINATOR = {
+    "dataset.before_check": "The run has its order; its dataset is about to be read and compared with its digests.",
     "group.before_start": "The run has begun; no worker is started.",
     "group.when_started": "The workers are started; none was spoken to.",
     "group.when_joined": "The workers have proved themselves.",

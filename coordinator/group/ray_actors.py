@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,9 @@ def _actor_class() -> Any:
 class Ready:
     """Actors without CPUs that wait on the nodes: a new process would need a second to import what a worker imports.
 
-    They belong to this driver and end with it. A group takes those on the nodes where its bundles were placed.
+    They belong to this driver and end with it. A group takes those on the nodes where its bundles were placed. Making one
+    takes a second of a processor: at first there is one for each CPU that nobody holds, and only later for each that a job
+    works on, so that short jobs do not pay for the next.
     """
 
     def __init__(self, handler: str) -> None:
@@ -59,6 +61,7 @@ class Ready:
         self._actors: dict[str, list[Any]] = {}
         self._beats: dict[Any, Any] = {}
         self._beaten_at = self._again_at = 0.0
+        self._all_at = time.monotonic() + limits.READY_ALL_S
 
     def keep(self, nodes: Sequence[cluster.Node]) -> None:
         """Makes what is missing, drops what is gone, beats the rest every few seconds."""
@@ -71,9 +74,10 @@ class Ready:
         there = {node.node_id: min(node.slots, limits.READY_WORKERS) for node in nodes}
         for node_id in set(self._actors) - set(there):
             del self._actors[node_id]
-        for node_id, wanted in there.items():
+        wanted = there if time.monotonic() >= self._all_at else _free(there)
+        for node_id in there:
             actors = self._actors.setdefault(node_id, [])
-            while len(actors) < wanted and time.monotonic() >= self._again_at:
+            while len(actors) < wanted[node_id] and time.monotonic() >= self._again_at:
                 actors.append(new_actor(self._handler, node_id))
         now = time.monotonic()
         if now - self._beaten_at >= limits.HEARTBEAT_S:
@@ -101,6 +105,12 @@ class Ready:
         self._actors.clear()
         self._beats.clear()
         return taken
+
+
+def _free(slots: Mapping[str, int]) -> dict[str, int]:
+    """As many of the slots of each node as nobody holds."""
+    available = _ray._private.state.available_resources_per_node()
+    return {node_id: min(count, int(available.get(node_id, {}).get("CPU", 0))) for node_id, count in slots.items()}
 
 
 def new_actor(handler: str, node_id: str) -> Any:

@@ -37,14 +37,21 @@ class DatasetFolders:
         return folder
 
     def commit(self, out: Path, digest: str) -> int:
-        """Puts a whole version under its digest, durably; gives its size. The same content may be there already."""
+        """Puts a whole version under its digest, durably; gives its size.
+
+        The same content may be there already, and in use: each of its files is replaced at once, in case it was damaged.
+        """
         if not _DIGEST.fullmatch(digest):
             raise ValueError(f"not a digest: {digest!r}")
         target = self._root / digest
         out.chmod(0o755)
         size = sum(_make_durable(path) for path in sorted(out.iterdir()))
         _sync_folder(out)
-        if not target.exists():
+        if target.exists():
+            for path in out.iterdir():
+                path.replace(target / path.name)
+            _sync_folder(target)
+        else:
             out.rename(target)
             _sync_folder(self._root)
         return size

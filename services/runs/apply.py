@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Any, final
 
 from sqlalchemy import Connection, Row
@@ -32,23 +34,49 @@ class Gap(Exception):
         return f"run {run_number} of jobs/{job_id}: event {got} came after event {last}"
 
 
-def apply(connection: Connection, event: RunEvent, now: int, gap_allowed: bool = False) -> bool:
-    """Applies one event; gives whether it changed anything. An event that came before, or of a run that is over, does not.
+def apply(
+    connection: Connection, said: Iterable[RunEvent], now: int, gap_allowed: Callable[[RunEvent], bool] = lambda event: False
+) -> list[str]:
+    """Applies events; gives the jobs that they changed. One that came before, or of a run that is over, changes nothing.
 
-    Raises Gap when one before it is missing, unless that is allowed.
+    Raises Gap when one is missing before another, unless that is allowed.
     """
-    job = rows.find(connection, event.run.job_id)
-    run = rows.find_run(connection, event.run.job_id, event.run.run_number)
-    if job is None or run is None or event.sequence <= run.last_sequence:
+    changed = []
+    for _, group in groupby(said, _together):
+        together = list(group)
+        if _apply(connection, together, now, gap_allowed):
+            changed.append(together[0].run.job_id)
+    return changed
+
+
+def _together(event: RunEvent) -> tuple[str, int, int]:
+    """Events in a row with the same key are applied in one go: the points of a run, of which some hundreds come a second."""
+    return event.run.job_id, event.run.run_number, 0 if event.HasField("points") else event.sequence
+
+
+def _apply(connection: Connection, said: list[RunEvent], now: int, gap_allowed: Callable[[RunEvent], bool]) -> bool:
+    key = said[0].run
+    job = rows.find(connection, key.job_id)
+    run = rows.find_run(connection, key.job_id, key.run_number)
+    if job is None or run is None:
         return False
-    if event.sequence > run.last_sequence + 1 and not gap_allowed:
-        raise Gap(job.id, run.run_number, run.last_sequence, event.sequence)
-    rows.change_run(connection, job.id, run.run_number, last_sequence=event.sequence)
+    fresh, last = [], run.last_sequence
+    for event in said:
+        if event.sequence > last:
+            if event.sequence > last + 1 and not gap_allowed(event):
+                raise Gap(job.id, run.run_number, last, event.sequence)
+            fresh.append(event)
+            last = event.sequence
+    if not fresh:
+        return False
+    rows.change_run(connection, job.id, run.run_number, last_sequence=last)
     if not run.active or run.run_number != job.run_number or State(job.state) not in _STEPPING:
         return False
-    kind = event.WhichOneof("event")
-    if kind is not None and kind in _HANDLERS:
-        _HANDLERS[kind](connection, job, run, event, now)
+    kind = fresh[0].WhichOneof("event")
+    if kind == "points":
+        _points(connection, job, run, fresh, now)
+    elif kind is not None and kind in _HANDLERS:
+        _HANDLERS[kind](connection, job, run, fresh[0], now)
     return True
 
 
@@ -99,10 +127,10 @@ def _progress(connection: Connection, job: Row[Any], run: Row[Any], event: RunEv
     events.append(connection, job.id, now, run.run_number, progress=progress)
 
 
-def _points(connection: Connection, job: Row[Any], run: Row[Any], event: RunEvent, now: int) -> None:
-    fresh, differing = events.add_points(connection, job.id, event.points)
-    if fresh.points:
-        events.append(connection, job.id, now, run.run_number, points=fresh)
+def _points(connection: Connection, job: Row[Any], run: Row[Any], said: Sequence[RunEvent], now: int) -> None:
+    fresh, differing = events.add_points(connection, job.id, [event.points for event in said])
+    if fresh:
+        events.append_all(connection, job.id, now, run.run_number, [{"points": points} for points in fresh])
     for text in differing:
         _notice(connection, job, run, now, Notice(severity=Notice.ERROR, reason="CORRUPTION_DETECTED", text=text))
 
@@ -135,10 +163,10 @@ def _kept_detail(job: Row[Any]) -> str:
     return str(job.detail) if job.state in (State.PAUSING, State.CANCELLING) else ""
 
 
+# Of one event each; points, of which several are applied in one go, have their own.
 _HANDLERS = {
     "started": _started,
     "progress": _progress,
-    "points": _points,
     "checkpoint": _checkpoint,
     "notice": _said_notice,
     "recovering": _recovering,

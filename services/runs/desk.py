@@ -169,7 +169,7 @@ class AgentDesk(AgentServiceServicer):
     async def _take_events(self, link: Link, batch: list[pb.RunEvent]) -> None:
         now = self._clock()
         try:
-            changed = await self._store.run(lambda connection: self._apply_all(connection, batch, now))
+            changed = await self._store.run(lambda connection: apply(connection, batch, now, self._gap_allowed))
         except Gap as gap:
             self._gaps[gap.key] = None
             while len(self._gaps) > limits.AGENT_GAPS:
@@ -185,13 +185,9 @@ class AgentDesk(AgentServiceServicer):
         if any(event.WhichOneof("event") in ("started", "ended", "recovering") for event in batch):
             self._dispatcher.kick()
 
-    def _apply_all(self, connection: Connection, batch: list[pb.RunEvent], now: int) -> list[str]:
-        changed = []
-        for event in batch:
-            # A gap that is there again after the agent sent all it has will never be filled.
-            if apply(connection, event, now, gap_allowed=_event_key(event) in self._gaps):
-                changed.append(event.run.job_id)
-        return changed
+    def _gap_allowed(self, event: pb.RunEvent) -> bool:
+        """A gap that is there again after the agent sent all it has will never be filled."""
+        return _event_key(event) in self._gaps
 
 
 def _event_key(event: pb.RunEvent) -> tuple[str, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
@@ -14,15 +15,31 @@ from services.store.tables import checkpoints, events, jobs, points
 
 def append(connection: Connection, job_id: str, now: int, run_number: int = 0, **event: Any) -> int:
     """Stores one event, given as a field of JobEvent: `progress=...`. Returns its number."""
-    number = int(connection.execute(select(jobs.c.last_event).where(jobs.c.id == job_id)).scalar_one()) + 1
-    message = JobEvent(number=number, time=timestamp(now), run_number=run_number, **event)
-    is_progress = "progress" in event
-    if is_progress:
+    if "progress" in event:
         connection.execute(delete(events).where(events.c.job_id == job_id, events.c.is_progress))
-    body = message.SerializeToString()
-    connection.execute(insert(events).values(job_id=job_id, number=number, is_progress=is_progress, message=body))
-    connection.execute(update(jobs).where(jobs.c.id == job_id).values(last_event=number, update_time=now))
-    return number
+    return append_all(connection, job_id, now, run_number, [event])
+
+
+def append_all(connection: Connection, job_id: str, now: int, run_number: int, fields: Sequence[dict[str, Any]]) -> int:
+    """Stores events, at least one, of which none replaces another. Returns the number of the last."""
+    before = int(connection.execute(select(jobs.c.last_event).where(jobs.c.id == job_id)).scalar_one())
+    messages = [
+        JobEvent(number=number, time=timestamp(now), run_number=run_number, **event)
+        for number, event in enumerate(fields, before + 1)
+    ]
+    values = [
+        {
+            "job_id": job_id,
+            "number": message.number,
+            "is_progress": message.HasField("progress"),
+            "message": message.SerializeToString(),
+        }
+        for message in messages
+    ]
+    connection.execute(insert(events), values)
+    last = before + len(values)
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(last_event=last, update_time=now))
+    return last
 
 
 def after(connection: Connection, job_id: str, number: int, limit: int) -> list[JobEvent]:
@@ -32,24 +49,31 @@ def after(connection: Connection, job_id: str, number: int, limit: int) -> list[
     return [JobEvent.FromString(row) for row in rows]
 
 
-def add_points(connection: Connection, job_id: str, message: Points) -> tuple[Points, list[str]]:
-    """Stores points; gives those that are new, and a sentence for each that came before with another value."""
-    query = select(points.c.name, points.c.value).where(points.c.job_id == job_id, points.c.step == message.step)
-    known = {name: math.nan if value is None else value for name, value in connection.execute(query)}
-    fresh = Points(step=message.step, epoch=message.epoch)
-    differing = []
-    for point in message.points:
-        if point.name not in known:
-            known[point.name] = point.value
-            fresh.points.append(point)
-            value = None if math.isnan(point.value) else point.value
-            connection.execute(insert(points).values(job_id=job_id, step=message.step, name=point.name, value=value))
-        elif not _same(known[point.name], point.value):
-            differing.append(
-                f"{point.name} of step {message.step} was {known[point.name]!r} and came again as {point.value!r}; "
-                "the first is kept, and the runs of this job do not agree"
-            )
-    return fresh, differing
+def add_points(connection: Connection, job_id: str, messages: Sequence[Points]) -> tuple[list[Points], list[str]]:
+    """Stores points of some steps; gives those that are new, and a sentence for each that came before with another value."""
+    steps = [message.step for message in messages]
+    query = select(points.c.step, points.c.name, points.c.value)
+    query = query.where(points.c.job_id == job_id, points.c.step.between(min(steps), max(steps)))
+    known = {(step, name): math.nan if value is None else value for step, name, value in connection.execute(query)}
+    stored, new, differing = [], [], []
+    for message in messages:
+        fresh = Points(step=message.step, epoch=message.epoch)
+        for point in message.points:
+            if (message.step, point.name) not in known:
+                known[message.step, point.name] = point.value
+                fresh.points.append(point)
+                value = None if math.isnan(point.value) else point.value
+                stored.append({"job_id": job_id, "step": message.step, "name": point.name, "value": value})
+            elif not _same(known[message.step, point.name], point.value):
+                differing.append(
+                    f"{point.name} of step {message.step} was {known[message.step, point.name]!r} and came again as "
+                    f"{point.value!r}; the first is kept, and the runs of this job do not agree"
+                )
+        if fresh.points:
+            new.append(fresh)
+    if stored:
+        connection.execute(insert(points), stored)
+    return new, differing
 
 
 def _same(one: float, other: float) -> bool:

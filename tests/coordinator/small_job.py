@@ -32,7 +32,7 @@ def write_dataset(files_folder: Path, rows: int = 200) -> str:
     columns = {}
     for name, values in (("x", x), ("y", y)):
         np.save(temporary / f"{name}.npy", values)
-        sha256 = hashlib.sha256((temporary / f"{name}.npy").read_bytes()).hexdigest()
+        sha256 = hashlib.sha256(values.tobytes()).hexdigest()
         columns[name] = {"dtype": values.dtype.name, "shape": list(values.shape), "sha256": sha256}
     described = {
         "format": 1,

@@ -65,3 +65,11 @@ def test_nothing_is_said_before_the_first_answer(tmp_path: Path) -> None:
     nodes, out = Three(), io.BytesIO()
     nodes.answers = {"c": None}
     assert not Lookout(nodes, tmp_path, out).report() and not out.getvalue()
+
+
+def test_a_node_in_order_is_not_looked_at_again(tmp_path: Path) -> None:
+    write_marker(tmp_path, "mark")
+    nodes, out = Three(), io.BytesIO()
+    nodes.answers = {"a": None}
+    assert Lookout(nodes, tmp_path, out, ["a", "gone"]).report()
+    assert nodes.prepared == ["a"]

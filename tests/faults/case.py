@@ -19,7 +19,7 @@ class Case:
     continued after `wakes_after_s`, or never. `environments` are variables of single workers, by the order of their start;
     they are started on the `nodes` in turn.
     With fewer than `least` workers a run waits. `words` must be found in what is said of the faults; `newest_lost` says that
-    a checkpoint may be passed over.
+    a checkpoint may be passed over. With `fails` nothing can mend it: the job must fail.
     """
 
     row: int
@@ -34,6 +34,7 @@ class Case:
     nodes: tuple[str, ...] = (NODE,)
     words: tuple[str, ...] = ()
     newest_lost: bool = False
+    fails: bool = False
     deadline_s: float = 90.0
 
     @property

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
+from tests.faults.campaign import Tally, Verdict
 from worker import failpoints
 
 
@@ -20,6 +21,20 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(
             f"faults, row {row}: effective / attempted {effective} / {attempted}, {faults} faults, {seconds:.0f} s of trials"
         )
+
+
+@pytest.fixture
+def record(record_property: Callable[[str, object], None]) -> Callable[[Iterable[Verdict]], None]:
+    """Records verdicts for the lines at the end."""
+
+    def record(verdicts: Iterable[Verdict]) -> None:
+        rows: dict[int, Tally] = {}
+        for verdict in verdicts:
+            rows.setdefault(verdict.row, Tally()).add(verdict)
+        counted = {row: [own.attempted, own.effective, own.faults, own.seconds] for row, own in rows.items()}
+        record_property("fault_rows", counted)
+
+    return record
 
 
 @pytest.fixture(autouse=True)

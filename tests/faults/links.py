@@ -166,7 +166,11 @@ def _spoilt_cases() -> list[LinkCase]:
         _slow("aab", 0.005),
         _slow("aab", piece_bytes=1),
         _slow("aab", piece_bytes=7, buffer_bytes=1024),
+        _slow("abc", 0.02),
+        _slow("ab", 0.005, piece_bytes=700, buffer_bytes=2048),
         *(_reset("aab", after_bytes) for after_bytes in (1500, 4001, 20_003)),
+        _reset("abc", 50_001, 0.005),
+        _reset("ab", 30_001),
     ]
 
 

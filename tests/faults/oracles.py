@@ -34,8 +34,8 @@ _ENDS = {
 
 
 def check(outcome: Outcome) -> None:
-    """All of them, of a job that must succeed."""
-    for oracle in _ORACLES:
+    """All of them that concern a job which must succeed, or one that must fail."""
+    for oracle in _OF_FAILED if outcome.case.fails else _ORACLES:
         try:
             oracle(outcome)
         except AssertionError as error:
@@ -125,6 +125,12 @@ def nothing_left(outcome: Outcome) -> None:
     assert not spools, f"acknowledged spools are left: {spools}"
 
 
+def failed_in_time(outcome: Outcome) -> None:
+    """O5, where nothing can be mended."""
+    assert outcome.in_time, f"not over within {outcome.case.deadline_s} s"
+    assert outcome.ended.outcome == agent.RunEnded.FAILED, outcome.ended.reason
+
+
 def ended_in_time(outcome: Outcome) -> None:
     """O5."""
     assert outcome.in_time, f"not over within {outcome.case.deadline_s} s"
@@ -167,6 +173,7 @@ _ORACLES = (
     victims_named,
     nobody_else_blamed,
 )
+_OF_FAILED = (failed_in_time, states_are_a_path, nothing_left, victims_named, nobody_else_blamed)
 
 
 def _kept(outcome: Outcome) -> dict[int, Manifest]:

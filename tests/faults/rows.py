@@ -22,7 +22,7 @@ PASSINGS = {
     **dict.fromkeys(("worker.when_joining", "dataset.when_opening", "snapshot.when_received"), 1),
     **dict.fromkeys((name for name in WORKER if name.startswith(("stretch.", "snapshot.when_offering"))), 6),
     "evaluation.when_begun": 3,
-    **dict.fromkeys((name for name in COORDINATOR if name.startswith(("group.", "recovery.", "run."))), 1),
+    **dict.fromkeys((name for name in COORDINATOR if name.startswith(("dataset.", "group.", "recovery.", "run."))), 1),
     **dict.fromkeys((name for name in COORDINATOR if name.startswith(("stretch.", "snapshot."))), 6),
     **dict.fromkeys((name for name in COORDINATOR if name.startswith("checkpoint.")), 4),
     **dict.fromkeys(("checkpoint.when_file_written", "checkpoint.when_file_synced"), 12),
@@ -52,7 +52,7 @@ class Row(Generic[AnyCase]):
 
 
 def worker_cases(name: str) -> list[Case]:
-    """A worker killed at one place: each of two victims, early and late. The first two are in every run of the tests."""
+    """A worker killed at one place: each of two victims, early and late."""
     times = PASSINGS.get(name, STEPS)
     moments = ((min(2, times), False), (max(1, times - 2), True))
     return [_worker_killed(name, victim, *moments[(victim + turn) % 2]) for turn in (0, 1) for victim in (0, 1)]
@@ -80,15 +80,7 @@ def _draw_worker_killed(random: Random, _: int) -> Case:
 
 
 def coordinator_cases(name: str) -> list[Case]:
-    """The coordinator killed at one place: the first time that it comes there, and a later time or in the next run.
-
-    One of them, in turn the first and the second, is in every run of the tests: it comes first.
-    """
-    cases = _coordinator_cases(name)
-    return cases if list(COORDINATOR).index(name) % 2 else cases[::-1]
-
-
-def _coordinator_cases(name: str) -> list[Case]:
+    """The coordinator killed at one place: the first time that it comes there, and a later time or in the next run."""
     if name.startswith("recovery."):
         return [_coordinator_killed(name, 1, step=step) for step in (3, 7)]
     if PASSINGS[name] == 1:
@@ -162,6 +154,7 @@ def _double_cases() -> list[Case]:
         _worker_again("update.when_half_done", "snapshot.when_received", 3, 1, 1),
         _worker_and_coordinator("gather.when_sent", 3, "recovery.when_fenced", "reduce.after_post", 2),
         _coordinator_and_worker("checkpoint.when_renamed", 1, "update.when_begun", 2, 1),
+        *(_draw_double(Random(seed), 1) for seed in range(16)),
     ]
 
 
@@ -256,6 +249,15 @@ def _flipped_file(file: str, name: str, number: int, place: int = 500) -> Case:
     return Case(17, f"a bit of {file} flipped at {name}", points, words=(word,), newest_lost=published)
 
 
+def _flipped_dataset(file: str, place: int = 500, run: int = 1) -> Case:
+    """A file of the dataset, before a run or before the one that follows a lost one. No run can mend it."""
+    points = [f"run{run}/coordinator/dataset.before_check=corrupt:{file},{place}@1"]
+    if run == 2:
+        points.insert(0, "run1/coordinator/stretch.when_reported=kill@3")
+    return Case(17, f"a bit of {file} flipped before run {run}", tuple(points), words=("is not what was uploaded",), fails=True)
+
+
+_COLUMNS = ("x.npy", "y.npy")
 _FILES = (MODEL_FILE, OPTIMIZER_FILE, MANIFEST_FILE)
 
 
@@ -269,12 +271,15 @@ def _flip_cases() -> list[Case]:
         *(_flipped_file(file, "checkpoint.when_published", 2) for file in _FILES),
         _flipped_file(MANIFEST_FILE, "checkpoint.when_published", 1, 20),
         _flipped_file(MODEL_FILE, "checkpoint.when_published", 1, 3),
+        _flipped_dataset("x.npy"),
+        _flipped_dataset("y.npy", 900, run=2),
+        _flipped_dataset("dataset.json", 300),
     ]
 
 
 def _draw_flipped(random: Random, _: int) -> Case:
     place = random.randrange(1000)
-    match random.randrange(4):
+    match random.randrange(5):
         case 0:
             # A flip shows where it meets the comparison: in the last step of a stretch.
             places = (("gather.when_sent", random.choice(_SNAPSHOTS)), ("stretch.when_done", random.randint(1, 6)))
@@ -284,8 +289,10 @@ def _draw_flipped(random: Random, _: int) -> Case:
             return _flipped_snapshot(random.randint(1, 6), place)
         case 2:
             return _flipped_file(random.choice(_FILES), "checkpoint.when_folder_synced", random.randint(1, 4), place)
-        case _:
+        case 3:
             return _flipped_file(random.choice(_FILES), "checkpoint.when_published", random.randint(1, 3), place)
+        case _:
+            return _flipped_dataset(random.choice(_COLUMNS), max(place, 80), random.choice((1, 2)))  # behind the header
 
 
 def _all(names: dict[str, str], cases: Callable[[str], list[Case]]) -> Callable[[], list[Case]]:

@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any, final
 
 from tests.faults.campaign import Named, Tally, Verdict, carry_out
+from tests.faults.cut_off import CUT_OFF
 from tests.faults.heads import HEADS
 from tests.faults.links import LINKS
 from tests.faults.rows import ROWS, Row, drawn
 from tests.faults.seeds import SEEDS
 
 ROOT = Path(__file__).parent.parent.parent
-# Row 6 is there twice: simulated, and on processes.
-ALL: list[Row[Any]] = sorted([*ROWS.values(), HEADS, SEEDS, *LINKS], key=lambda row: row.number)
+# Row 6 is there twice, simulated and on processes; row 12 as well, between workers and for the agent.
+ALL: list[Row[Any]] = sorted([*ROWS.values(), HEADS, SEEDS, *LINKS, CUT_OFF], key=lambda row: row.number)
 LINE_S = 5.0
 
 

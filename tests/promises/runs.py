@@ -19,7 +19,7 @@ from lockstep.v1.job_spec_pb2 import JobSpec, Workers
 from lockstep.v1.training_job_pb2 import TrainingJob, WorkerInfo
 
 from .nodes import Nodes
-from .service import wait_until
+from .service import Service, wait_until
 
 JOB = Path(__file__).parent / "everything.yaml"
 STEPS = 900
@@ -51,14 +51,14 @@ def job_of(workers: int, least: int = 0) -> JobSpec:
 class Run:
     """A job under way."""
 
-    def __init__(self, nodes: Nodes, spec: JobSpec) -> None:
-        self.nodes, self.began = nodes, time.monotonic()
-        with nodes.client() as client:
+    def __init__(self, service: Service, spec: JobSpec) -> None:
+        self.service, self.began = service, time.monotonic()
+        with service.client() as client:
             self.name = client.submit(spec).name
 
     def at(self, step: int) -> list[WorkerInfo]:
         """Its workers, once it has come to a step."""
-        self.nodes.wait_for_step(self.name, step, JOB_S)
+        self.service.wait_for_step(self.name, step, JOB_S)
         return self.members()
 
     def members(self) -> list[WorkerInfo]:
@@ -67,7 +67,7 @@ class Run:
 
     def get(self) -> TrainingJob:
         """The job."""
-        with self.nodes.client() as client:
+        with self.service.client() as client:
             return client.get(self.name)
 
     def goes_on(self) -> None:
@@ -92,22 +92,22 @@ class Run:
 
     def told(self, word: str) -> list[str]:
         """What was noticed under a word."""
-        return [event.notice.text for event in self.nodes.events(self.name) if event.notice.reason == word]
+        return [event.notice.text for event in self.service.events(self.name) if event.notice.reason == word]
 
     def ends_like(self, alone: TrainingJob) -> TrainingJob:
         """The end: weights, curves and counts are those of the job undisturbed, and nothing is left of its runs."""
-        ended = self.nodes.finished(self.name, JOB_S)
+        ended = self.service.finished(self.name, JOB_S)
         print(f"{self.name}: {time.monotonic() - self.began:.1f} s, {len(ended.runs)} runs")
         assert ended.result.weights_sha256 == alone.result.weights_sha256
         assert ended.result.validation_metrics == alone.result.validation_metrics
         assert ended.progress.applied_rows == alone.progress.applied_rows
         assert sum(run.computed_rows for run in ended.runs) == ended.progress.applied_rows + ended.progress.replayed_rows
-        curve = self.nodes.curve(self.name)
-        assert curve == self.nodes.curve(alone.name)
+        curve = self.service.curve(self.name)
+        assert curve == self.service.curve(alone.name)
         assert [step for step, name, _ in curve if name == "validation_loss"] == list(range(50, STEPS + 1, 50))
         for run in ended.runs:
             wait_until("its workers are gone", lambda run=run: all(gone(member.pid) for member in run.members), FEW_S)  # type: ignore[misc]
-        files = self.nodes.data / "files"
+        files = self.service.data / "files"
         assert not [path for path in files.rglob("*") if path.suffix in (".tmp", ".old") or ".bad-" in path.name]
         return ended
 

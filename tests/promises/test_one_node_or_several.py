@@ -15,6 +15,8 @@ from lockstep.v1.training_job_pb2 import TrainingJob
 from .nodes import Nodes
 from .runs import JOB_S, Run, gone, job_of, kill_agent, kill_head, look, nothing_is_left, pids
 
+STOPPED_S = 3.0
+
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 
@@ -104,12 +106,28 @@ def test_api_server_coordinator_and_agent_are_killed(nodes: Nodes, alone: Traini
     assert len(run.get().runs) == 1
     os.kill(nodes.coordinator(run.name), signal.SIGKILL)
     run.waits("a second run", lambda: len(run.get().runs) == 2)
-    run.at(230)
-    kill_agent(nodes)
+    kills = (230, 430, 630)
+    for step in kills:
+        run.at(step)
+        kill_agent(nodes)
     ended = run.ends_like(alone)
-    assert [run.run_number for run in ended.runs] == [1, 2, 3]
-    assert [run.start_step % 100 for run in ended.runs] == [0, 0, 0] and ended.runs[2].start_step >= 200
+    assert [run.run_number for run in ended.runs] == [1, 2, 3, 4, 5]
+    starts = [run.start_step for run in ended.runs]
+    assert all(start % 100 == 0 for start in starts)
+    # From a checkpoint, every 100 steps; that of the last moment may not have been written.
+    assert all(start >= step // 100 * 100 - 100 for start, step in zip(starts[2:], kills, strict=True)), starts
     nothing_is_left(nodes)
+
+
+def test_the_agent_is_stopped_for_a_moment(nodes: Nodes, alone: TrainingJob) -> None:
+    run = Run(nodes, job_of(2))
+    run.at(130)
+    agent = nodes.agent()
+    os.kill(agent, signal.SIGSTOP)
+    time.sleep(STOPPED_S)
+    os.kill(agent, signal.SIGCONT)
+    ended = run.ends_like(alone)
+    assert len(ended.runs) == 1 and not ended.progress.replayed_rows
 
 
 def test_the_head_is_killed(nodes: Nodes, alone: TrainingJob) -> None:

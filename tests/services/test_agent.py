@@ -334,7 +334,7 @@ async def test_an_agent_that_says_nothing_is_let_go(api: Running, monkeypatch: p
 
 def test_every_event_of_the_protocol_is_handled() -> None:
     known = {field.name for field in pb.RunEvent.DESCRIPTOR.oneofs_by_name["event"].fields}
-    assert known == set(apply_module._HANDLERS)
+    assert known == {"points", *apply_module._HANDLERS}
 
 
 async def test_events_of_a_deleted_job_are_acknowledged(api: Running) -> None:

@@ -143,14 +143,26 @@ async def test_a_point_that_comes_again_must_be_equal(tmp_path: Path) -> None:
 
     async def said(step: int, value: float) -> tuple[int, int]:
         message = Points(step=step, points=[Point(name="loss", value=value)])
-        fresh, differing = await store.run(lambda c: events.add_points(c, "a", message))
-        return len(fresh.points), len(differing)
+        fresh, differing = await store.run(lambda c: events.add_points(c, "a", [message]))
+        return sum(len(points.points) for points in fresh), len(differing)
 
     for step, value in enumerate((0.1, math.nan, math.inf, -0.0), start=1):
         assert await said(step, value) == (1, 0)
         assert await said(step, value) == (0, 0)
     assert await said(1, 0.1000000001) == (0, 1)
     assert await said(2, 1.0) == (0, 1)
+    store.close()
+
+
+async def test_points_of_several_steps_are_kept_once_each(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    await store.run(add_job)
+    messages = [Points(step=step, points=[Point(name="loss", value=step), Point(name="rate", value=1.0)]) for step in (4, 5, 4)]
+    fresh, differing = await store.run(lambda c: events.add_points(c, "a", messages))
+    assert [points.step for points in fresh] == [4, 5] and not differing
+    messages = [Points(step=step, points=[Point(name="loss", value=5.0)]) for step in (3, 4, 5, 6)]
+    fresh, (sentence,) = await store.run(lambda c: events.add_points(c, "a", messages))
+    assert [points.step for points in fresh] == [3, 6] and sentence.startswith("loss of step 4 was 4.0 and came again as 5.0")
     store.close()
 
 
