@@ -154,6 +154,23 @@ async def test_the_disk_keeps_room(tmp_path: Path) -> None:
     assert list((tmp_path / "datasets").iterdir()) == []
 
 
+def test_the_same_content_again_mends_what_was_damaged(tmp_path: Path) -> None:
+    place, digest = DatasetFolders(tmp_path), "0" * 64
+    stored = tmp_path / "datasets" / digest / "x.npy"
+
+    def commit() -> None:
+        out = place.begin("a", 10, free_bytes=0) / "out"
+        out.mkdir()
+        (out / "x.npy").write_bytes(b"whole")
+        place.commit(out, digest)
+
+    commit()
+    stored.write_bytes(b"whale")
+    with stored.open("rb") as in_use:  # a job that has the file open is not disturbed
+        commit()
+        assert stored.read_bytes() == b"whole" and in_use.read() == b"whale"
+
+
 async def test_an_upload_that_stops_is_given_up(empty: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "UPLOAD_IDLE_SECONDS", 0.1)
     release = asyncio.Event()
