@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -25,9 +26,12 @@ def _free_ports(count: int) -> list[int]:
 
 
 class RayHead:
-    """Token authentication, no dashboard, ports chosen by the kernel, a short temporary folder that is removed."""
+    """Token authentication, no dashboard, ports chosen by the kernel, a short temporary folder that is removed.
 
-    def __init__(self, cpus: int) -> None:
+    Whatever attaches to it needs its `environment`, to which variables may be added.
+    """
+
+    def __init__(self, cpus: int, environment: Mapping[str, str] | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="lsray"))
         token = self.folder / "token"
         token.write_text(secrets.token_hex(32))
@@ -38,6 +42,7 @@ class RayHead:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_BACKEND_LOG_LEVEL": "error",
             "PYTHONPATH": os.pathsep.join([str(root), str(root / "client")]),
+            **(environment or {}),
         }
         port, client_port = _free_ports(2)
         self.address = f"127.0.0.1:{port}"
