@@ -14,6 +14,7 @@ from lockstep.v1.training_job_pb2 import JobEvent, Notice, TrainingJob
 from services import limits
 from services.clock import SECOND, wall_clock
 from services.runs import apply as apply_module
+from services.store import events as store_events
 from tests.services.fake_agent import checkpoint, ended, points, progress, started
 from tests.services.running import METADATA, Running, running
 from tests.services.specs import spec
@@ -114,6 +115,27 @@ async def test_a_missing_event_is_asked_for_and_then_given_up(api: Running) -> N
         assert "event 3 came after event 1" in agent.ended
     async with api.agent(agent_id=agent_id) as agent:
         await agent.say(job, 1, sequence=3, **points(1, loss=1.0))
+
+
+async def test_points_in_a_row_are_applied_together_and_each_once(api: Running) -> None:
+    job = await submitted(api)
+    async with api.agent() as agent:
+        await agent.sync()
+        await agent.wish(job)
+        await agent.say(job, 1, **started())
+        store, run = api.server.agent_desk._store, pb.RunKey(job_id=job, run_number=1)
+
+        async def apply(*sequences: int) -> list[str]:
+            batch = [pb.RunEvent(run=run, sequence=number, **points(number, loss=number)) for number in sequences]
+            return await store.run(lambda connection: apply_module.apply(connection, batch, 1))
+
+        assert await apply(1, 2, 3, 3, 4) == [job] and await apply(2, 3, 4) == []
+        with pytest.raises(apply_module.Gap, match="event 7 came after event 5"):
+            await apply(5, 7)
+        assert await apply(4, 5, 6) == [job]
+        events = await store.run(lambda connection: store_events.after(connection, job, 0, 100))
+        stored = [event.points for event in events if event.HasField("points")]
+        assert [(said.step, said.points[0].value) for said in stored] == [(step, float(step)) for step in range(2, 7)]
 
 
 async def test_a_second_agent_is_refused_and_a_take_over_fences_the_first(api: Running) -> None:
