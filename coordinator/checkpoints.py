@@ -66,18 +66,28 @@ class Committed:
 
 @final
 class Checkpoints:
-    """What stands in one job's folder, of one arithmetic."""
+    """What stands in one job's folder, of one arithmetic. `acknowledged` are the weights_sha256 that were reported, by step."""
 
-    def __init__(self, folder: Path, job_id: str, arithmetic_digest: str, dataset_digest: str, keep: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        job_id: str,
+        arithmetic_digest: str,
+        dataset_digest: str,
+        keep: int,
+        acknowledged: Mapping[int, str] | None = None,
+    ) -> None:
         self.folder = folder
         self._job_id = job_id
         self._arithmetic_digest = arithmetic_digest
         self._dataset_digest = dataset_digest
         self._keep = keep
+        self._acknowledged = acknowledged or {}
         self._committed: dict[int, Committed] = {}
 
     def recover(self) -> tuple[Committed | None, list[str]]:
-        """The newest checkpoint that verifies and bears the job's digests, and a sentence for each newer one that does not.
+        """The newest checkpoint that verifies, bears the job's digests and is what was acknowledged, and a sentence for each
+        newer one that is not.
 
         Clears away what a death in the midst of writing or removing left, and sets damaged ones aside; the job's lock must be
         held. Raises CheckpointBroken.
@@ -96,6 +106,7 @@ class Checkpoints:
                 # Older ones are verified when they are needed; till then their manifests do.
                 manifest = read_manifest(entry) if found else verify_folder(entry)
                 self._check(manifest, step, entry)
+                self.check_acknowledged(manifest, entry)
             except (Damaged, _Foreign) as wrong:
                 said = str(wrong)
                 if isinstance(wrong, Damaged):
@@ -125,6 +136,12 @@ class Checkpoints:
         if held != manifest.weights_sha256:
             raise Damaged(f"{folder / MODEL_FILE} has weights_sha256 {held}, and its manifest says {manifest.weights_sha256}")
         return Committed(folder, manifest)
+
+    def check_acknowledged(self, manifest: Manifest, entry: Path) -> None:
+        """Raises Damaged where the checkpoint has other weights than were acknowledged, however well its files agree."""
+        known = self._acknowledged.get(manifest.step, "")
+        if known not in ("", manifest.weights_sha256):
+            raise Damaged(f"{entry} was altered: it has weights_sha256 {manifest.weights_sha256}, and the job reported {known}")
 
     def _check(self, manifest: Manifest, step: int, entry: Path) -> None:
         if manifest.step != step:
@@ -200,6 +217,10 @@ class Checkpoints:
         )
         for entry in bad[: -limits.BAD_CHECKPOINTS_KEPT]:
             shutil.rmtree(entry)
+
+    def held(self) -> list[Committed]:
+        """All that stand there and count, by step."""
+        return [self._committed[step] for step in sorted(self._committed)]
 
     def message(self, committed: Committed) -> job.Checkpoint:
         """A checkpoint as people see it."""

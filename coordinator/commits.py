@@ -35,9 +35,11 @@ class Commits:
             order.arithmetic_digest,
             order.dataset_digest,
             order.spec.checkpoints.keep or limits.CHECKPOINTS_KEPT,
+            order.acknowledged,
         )
         self._committed_at = clock()
         self._putting_off = False
+        self._passed_over = False
 
     @property
     def apart_s(self) -> float:
@@ -47,6 +49,7 @@ class Commits:
     def recover(self) -> Committed | None:
         """The newest whole checkpoint; those that are damaged are told."""
         start, damaged = self._checkpoints.recover()
+        self._passed_over = bool(damaged)
         for sentence in damaged:
             where = f"step {start.step}" if start else "the beginning"
             self._reports.notice(job.Notice.WARNING, "CHECKPOINT_DAMAGED", f"{sentence}; the run goes on from {where}")
@@ -56,8 +59,11 @@ class Commits:
         return start
 
     def begin(self) -> None:
-        """The steps begin."""
+        """The steps begin, and it was said where: checkpoints after that do not count any more, so all that do are said."""
         self._committed_at = self._clock()
+        if self._passed_over:
+            for committed in self._checkpoints.held():
+                self._reports.checkpoint(self._checkpoints.message(committed))
 
     def commit(self, snapshot: Snapshot, at: Standing, fingerprint: str, put_off: bool) -> None:
         """Commits the snapshot. Without space it is put off, or, where it cannot be, space is waited for.

@@ -26,7 +26,7 @@ RECONNECT_LAST_S = 5.0
 PULSE_S = 5.0
 SILENCE_S = 20.0
 # How often spools are looked at for new events, and wishes compared with what runs.
-SPOOL_POLL_S = 0.05
+SPOOL_POLL_S = 0.1
 RECONCILE_S = 1.0
 # Events that are sent and not acknowledged; more wait in the spool.
 UNACKNOWLEDGED_EVENTS = 2000

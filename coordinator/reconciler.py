@@ -92,7 +92,7 @@ class Reconciler:
             except TimeoutError:
                 continue
             self._changed.clear()
-            await asyncio.sleep(limits.SPOOL_POLL_S / 5)  # several changes at once make one round
+            await asyncio.sleep(limits.SPOOL_POLL_S / 10)  # several changes at once make one round
 
     async def reconcile(self) -> None:
         """One round."""

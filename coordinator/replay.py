@@ -52,7 +52,7 @@ class Replay:
         self._last = max(self._stops)
         replayed = asked.job.removeprefix("jobs/")
         folder = files_folder / "checkpoints" / replayed
-        self._checkpoints = Checkpoints(folder, replayed, order.arithmetic_digest, order.dataset_digest, keep=1)
+        self._checkpoints = Checkpoints(folder, replayed, order.arithmetic_digest, order.dataset_digest, 1, order.acknowledged)
         self._files = ModelFiles(order, files_folder)
         self._cadence = Cadence.of(order)
         self._evaluates = uses_controller(order.spec)
@@ -129,13 +129,21 @@ class Replay:
             try:
                 committed = self._checkpoints.read(self._start)
             except Damaged as damaged:
-                text = f"{damaged}; the replay begins at an earlier step"
-                self._reports.notice(job.Notice.WARNING, "CHECKPOINT_DAMAGED", text)
-                self._start = self._before(self._start)
+                self._begin_before(f"{damaged}", "CHECKPOINT_DAMAGED")
+                continue
+            try:
+                self._checkpoints.check_acknowledged(committed.manifest, committed.folder)
+            except Damaged as altered:
+                self._stops.add(self._start)  # it is compared, too
+                self._begin_before(f"{altered}", "CHECKPOINT_DIFFERS")
                 continue
             self._at.resume(committed.manifest)
             self._steps.checkpoint = committed.folder.relative_to(self._files_folder)
             return
+
+    def _begin_before(self, why: str, notice: str) -> None:
+        self._reports.notice(job.Notice.WARNING, notice, f"{why}; the replay begins at an earlier step")
+        self._start = self._before(self._start)
 
     def _before(self, step: int) -> int:
         """The step of the last checkpoint before a step; 0 is the seed."""

@@ -110,16 +110,16 @@ class Training:
             failpoint("recovery.when_restored", self._at.step)
         self._fingerprint = members.fingerprint
         self._at.formed(members.infos())
-        if not self._begun:
-            self._begin()
-        elif crew.size != before:
+        if self._begun and crew.size != before:
             text = f"the run goes on after step {self._at.step} with {workers(crew.size)} instead of {before}"
             self._reports.notice(job.Notice.INFO, "WORKERS_CHANGED", text)
         self._reports.started(members.infos(), self._at.step, members.fingerprint, resizable=True)
+        if not self._begun:
+            self._begin()
         return members
 
     def _begin(self) -> None:
-        """Says what is odd about the data; the time of checkpoints begins."""
+        """The time of checkpoints begins; says what is odd about the data."""
         self._begun = True
         self._commits.begin()
         if self._order.run_number == 1:

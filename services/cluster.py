@@ -45,7 +45,7 @@ class ClusterSettings:
     ray_token_file: Path | None = None
     logs: Path | None = None  # a folder; without it children write to our stderr
     take_over: bool = False
-    remove: Sequence[Path] = ()  # what must not outlive the cluster
+    remove: Sequence[Path] = ()  # what must not outlive this process, also where it is killed
 
 
 def scratch_folder() -> Path:
@@ -104,8 +104,8 @@ class Cluster:
         self._environment = ray_environment(token_file)
         command = head_command(folder, self._settings.cpus, self._settings.node_ip, port)
         try:
-            remove = (folder, *self._settings.remove)
-            self._ray = await Child.start("ray", command, self._environment, self._log("ray"), remove)
+            ours = self._settings.remove
+            self._ray = await Child.start("ray", command, self._environment, self._log("ray"), (folder,), ours)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

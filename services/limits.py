@@ -16,6 +16,9 @@ METADATA_BYTES: Final = 16 * KIB
 CONCURRENT_STREAMS: Final = 2048
 WATCHERS: Final = 1500
 DOWNLOADS: Final = 32
+# How often the files of a checkpoint are looked for, and the time between: a newer one may have taken its place.
+DOWNLOAD_LOOKS: Final = 4
+DOWNLOAD_LOOK_SECONDS: Final = 0.5
 UNARY_SECONDS: Final = 60.0
 BEAT_SECONDS: Final = 15.0
 KEEPALIVE_SECONDS: Final = 30.0

@@ -94,6 +94,9 @@ def grant(connection: Connection, job_id: str, workers: int, now: int) -> None:
     )
     order.spec.ParseFromString(job.spec)
     order.plan.ParseFromString(job.plan)
+    checkpoints_of = order.plan.replay.job.removeprefix("jobs/") or job_id
+    for checkpoint in events.checkpoints_of(connection, checkpoints_of):
+        order.acknowledged[checkpoint.step] = checkpoint.weights_sha256
     rows.add_run(connection, order, Run(run_number=number, workers=workers, start_time=timestamp(now)))
     values: dict[str, Any] = {"run_number": number, "start_time": job.start_time or now}
     if job.state == State.QUEUED:

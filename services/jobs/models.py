@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final, final
 
@@ -37,14 +36,13 @@ class Models:
         """The manifest and the weights of one checkpoint. Raises UserError when there is none, or it is damaged."""
         identity = job_id(request.name)
         wanted = request.step if request.HasField("step") else None
-        known = await self._store.run(lambda connection: _checkpoints(connection, identity))
         if self._streams >= limits.DOWNLOADS:
             remedy = f"{limits.DOWNLOADS} downloads are under way, which is the most; try again later"
             raise UserError.of("", "", remedy, "TOO_MANY_DOWNLOADS")
         self._streams += 1
         file: BinaryIO | None = None
         try:
-            manifest_bytes, manifest, weights = await asyncio.to_thread(self._open, identity, known, wanted)
+            manifest_bytes, manifest, weights = await self._opened(identity, wanted)
             file = weights
             record = manifest.files[MODEL_FILE]
             digest = hashlib.sha256(manifest_bytes).hexdigest()
@@ -59,19 +57,40 @@ class Models:
             if file is not None:
                 file.close()
 
+    async def _opened(self, identity: str, wanted: int | None) -> tuple[bytes, Manifest, BinaryIO]:
+        """The checkpoint that is wanted, or the newest; never another in its place. Raises UserError.
+
+        Opened, so that it can be read even when it is dropped meanwhile. Its files go before its row does.
+        """
+        for attempt in range(1, limits.DOWNLOAD_LOOKS + 1):
+            known = await self._store.run(lambda connection: _checkpoints(connection, identity))
+            try:
+                return await asyncio.to_thread(self._open, identity, known, wanted)
+            except FileNotFoundError as missing:
+                if attempt == limits.DOWNLOAD_LOOKS:
+                    step = known[-1].step if wanted is None else wanted
+                    remedy = f"its files are not in the data folder ({missing}){_others(known, step)}"
+                    raise UserError.of("step", step, remedy, "CHECKPOINT_DAMAGED") from missing
+            await asyncio.sleep(limits.DOWNLOAD_LOOK_SECONDS)
+        raise AssertionError  # the last look returns or raises
+
     def _open(self, identity: str, known: list[Checkpoint], wanted: int | None) -> tuple[bytes, Manifest, BinaryIO]:
-        """The newest that is wanted and still on the disk; opened, so that it can be read even when it is dropped meanwhile."""
-        steps = [item for item in known if wanted in (None, item.step)]
-        for checkpoint in reversed(steps):
-            for folder in self._folders(identity, checkpoint.step):
-                with suppress(FileNotFoundError):
-                    return _open_folder(folder, checkpoint)
-        kept = ", ".join(str(item.step) for item in known)
-        if wanted is not None and not steps:
-            remedy = f"there is no checkpoint of that step; kept are {kept or 'none'}"
+        checkpoint = next((item for item in reversed(known) if wanted in (None, item.step)), None)
+        if checkpoint is None:
+            remedy = f"there is no checkpoint of that step; kept are {', '.join(str(item.step) for item in known)}"
             raise UserError.of("step", wanted, remedy, "CHECKPOINT_NOT_FOUND")
-        remedy = f"the files of its checkpoints ({kept}) are not in the data folder"
-        raise UserError.of("name", f"jobs/{identity}", remedy, "CHECKPOINT_DAMAGED")
+        damaged: UserError | None = None
+        for folder in self._folders(identity, checkpoint.step):
+            try:
+                return _open_folder(folder, checkpoint)
+            except UserError as error:
+                damaged = damaged or error
+            except FileNotFoundError:
+                continue
+        if damaged is not None:
+            remedy = f"{damaged.violations[0].remedy}{_others(known, checkpoint.step)}"
+            raise UserError.of("step", checkpoint.step, remedy, "CHECKPOINT_DAMAGED") from damaged
+        raise FileNotFoundError(self._root / identity)
 
     def _folders(self, identity: str, step: int) -> list[Path]:
         try:
@@ -86,15 +105,24 @@ def _open_folder(folder: Path, checkpoint: Checkpoint) -> tuple[bytes, Manifest,
         content = manifest_file.read(MAX_MANIFEST_BYTES + 1)
     manifest = Manifest.from_json(content, str(folder / MANIFEST_FILE))
     if manifest.weights_sha256 != checkpoint.weights_sha256 or MODEL_FILE not in manifest.files:
-        raise FileNotFoundError(folder)
+        remedy = f"{folder / MANIFEST_FILE} was altered: it has weights_sha256 {manifest.weights_sha256}, and the job reported "
+        remedy += f"{checkpoint.weights_sha256}"
+        raise UserError.of("step", checkpoint.step, remedy, "CHECKPOINT_DAMAGED")
     file = (folder / MODEL_FILE).open("rb")
     size = file.seek(0, 2)
     file.seek(0)
     if size != manifest.files[MODEL_FILE]["size_bytes"]:
         file.close()
-        remedy = f"the file of weights has {size:,} bytes, not what its manifest says; take another checkpoint"
+        expected = manifest.files[MODEL_FILE]["size_bytes"]
+        remedy = f"{folder / MODEL_FILE} has {size:,} bytes, and its manifest says {expected:,}"
         raise UserError.of("step", checkpoint.step, remedy, "CHECKPOINT_DAMAGED")
     return content, manifest, file
+
+
+def _others(known: list[Checkpoint], step: int) -> str:
+    """What can be had instead."""
+    others = [str(item.step) for item in known if item.step != step]
+    return f"; take another with --step: {', '.join(others)}" if others else "; it has no other checkpoint"
 
 
 def _checkpoints(connection: Connection, identity: str) -> list[Checkpoint]:

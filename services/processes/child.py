@@ -27,9 +27,15 @@ class Child:
         environment: Mapping[str, str],
         output: Path | None = None,
         remove: Sequence[Path] = (),
+        remove_if_stopped: Sequence[Path] = (),
     ) -> Child:
-        """Starts the command; `remove` are paths that are gone once it has ended."""
-        order = {"command": list(command), "grace_s": limits.CHILD_STOP_SECONDS - 2, "remove": [str(path) for path in remove]}
+        """Starts the command; `remove` are paths that are gone once it has ended, the others unless it ended by itself."""
+        order = {
+            "command": list(command),
+            "grace_s": limits.CHILD_STOP_SECONDS - 2,
+            "remove": [str(path) for path in remove],
+            "remove_if_stopped": [str(path) for path in remove_if_stopped],
+        }
         with contextlib.ExitStack() as stack:
             target = stack.enter_context(output.open("ab")) if output else sys.stderr
             process = await asyncio.create_subprocess_exec(

@@ -1,9 +1,10 @@
 """Runs one command, and ends it with all its descendants when the command ends, when stdin closes, or on SIGTERM.
 
-The first line on stdin is JSON: {"command": [...], "grace_s": 5, "remove": [paths that are gone afterwards]}. The parent
-holds the other end: even when the parent is killed, nothing of the command is left. What another has put at one of the
-paths meanwhile stays: the parent's successor may be up before the command has ended. The guard is the reaper of orphans
-below it, so that processes that left their group are found too. Standard library alone: it starts fast.
+The first line on stdin is JSON: {"command": [...], "grace_s": 5, "remove": [...], "remove_if_stopped": [...]}. The paths of
+both lists are gone afterwards, those of the second unless the command ended by itself. The parent holds the other end: even
+when the parent is killed, nothing of the command is left. What another has put at one of the paths meanwhile stays: the parent's
+successor may be up before the command has ended. The guard is the reaper of orphans below it, so that processes that left
+their group are found too. Standard library alone: it starts fast.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def main() -> int:
     if not line:
         return 0
     order = json.loads(line)
-    removals = {path: identity(path) for path in order["remove"]}
+    always, if_stopped = ({path: identity(path) for path in order[kind]} for kind in ("remove", "remove_if_stopped"))
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wake_reader, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_writer)
@@ -114,7 +115,7 @@ def main() -> int:
         end_all(float(order["grace_s"]), child)
     status = child.poll()
     end_all(0.5, child)
-    for path, ours in removals.items():
+    for path, ours in {**always, **(if_stopped if stopping else {})}.items():
         if identity(path) == ours:
             remove(path)
     if status is None:

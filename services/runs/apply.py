@@ -92,6 +92,8 @@ def _started(connection: Connection, job: Row[Any], run: Row[Any], event: RunEve
     message.workers, message.resizable = max(message.workers, len(said.members)), said.resizable
     message.last_step = max(message.last_step, said.start_step)
     rows.change_run(connection, job.id, run.run_number, message=message.SerializeToString(), fingerprint=said.fingerprint)
+    if job.kind == TrainingJob.TRAINING:  # a newer one was found damaged, and passed over
+        events.drop_checkpoints_after(connection, job.id, said.start_step)
     if said.start_step and job.state == State.STARTING and run.run_number > 1:
         text = f"run {run.run_number} goes on from the checkpoint of step {said.start_step}"
         _notice(connection, job, run, now, Notice(severity=Notice.INFO, reason="RESUMED", text=text))
@@ -139,6 +141,11 @@ def _checkpoint(connection: Connection, job: Row[Any], run: Row[Any], event: Run
     message = event.checkpoint
     if not message.HasField("create_time"):
         message.create_time.CopyFrom(event.time if event.HasField("time") else timestamp(now))
+    for known in events.checkpoints_of(connection, job.id):
+        if known.step == message.step and known.weights_sha256 != message.weights_sha256:
+            text = f"the checkpoint of step {known.step} was {known.weights_sha256} and came again as "
+            text += f"{message.weights_sha256}; the runs of this job do not agree"
+            _notice(connection, job, run, now, Notice(severity=Notice.ERROR, reason="CORRUPTION_DETECTED", text=text))
     keep = JobSpec.FromString(job.spec).checkpoints.keep
     message = events.add_checkpoint(connection, job.id, run.run_number, message, keep)
     if not job.fingerprint and run.fingerprint:

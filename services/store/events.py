@@ -102,6 +102,11 @@ def add_checkpoint(connection: Connection, job_id: str, run_number: int, checkpo
     return known[checkpoint.step]
 
 
+def drop_checkpoints_after(connection: Connection, job_id: str, step: int) -> None:
+    """Those that a run has passed over are no checkpoints any more."""
+    connection.execute(delete(checkpoints).where(checkpoints.c.job_id == job_id, checkpoints.c.step > step))
+
+
 def best_step(items: list[Checkpoint]) -> int | None:
     """The step with the lowest finite validation loss, the earliest of equals."""
     evaluated = [item for item in items if item.HasField("validation_loss") and math.isfinite(item.validation_loss)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.checkpoint_folder import read_manifest
 from coordinator.group.local import LocalGroup
 from coordinator.replay import differs, verdict
 from lockstep.contract.manifest import MODEL_FILE, OPTIMIZER_FILE
@@ -95,6 +96,20 @@ def test_an_altered_start_is_named_and_not_the_step_that_was_asked(
     assert done.reason.startswith("the checkpoint of step 4 is not") and wrong in done.reason
     assert done.reason.endswith("replayed from the checkpoint of step 2; that of step 6 is right")
     assert [event.notice.reason for event in events if event.HasField("notice")] == ["CHECKPOINT_DIFFERS"]
+
+
+def test_a_start_that_is_not_what_was_reported_is_not_begun_with_and_is_named(
+    tmp_path: Path, trained: tuple[agent.RunOrder, agent.RunEnded]
+) -> None:
+    order, ended = trained
+    asked = replay_order(order, ended.result.fingerprint, 4, 6)
+    asked.acknowledged[4] = read_manifest(checkpoint_folder(tmp_path, TRAINED, 4)).weights_sha256
+    wrong = alter(checkpoint_folder(tmp_path, TRAINED, 4)).weights_sha256
+    done, events = run_once(asked, tmp_path)
+    assert done.outcome == agent.RunEnded.FAILED and done.result.replay.start_step == 2
+    assert done.reason.startswith("the checkpoint of step 4 is not") and wrong in done.reason
+    (said,) = [event.notice for event in events if event.HasField("notice")]
+    assert said.reason == "CHECKPOINT_DIFFERS" and f"the job reported {asked.acknowledged[4]}" in said.text
 
 
 def test_where_all_on_the_way_are_altered_the_seed_decides(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from coordinator import checkpoint_folder, limits
-from coordinator.checkpoint_folder import NoSpace
+from coordinator.checkpoint_folder import NoSpace, read_manifest
 from coordinator.group.group import PORTABLE_WORKER
 from coordinator.group.local import LocalGroup
 from coordinator.model_files import ModelFiles
@@ -23,6 +23,7 @@ from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import training_job_pb2 as job
 from lockstep.v1.dataset_service_pb2 import NpzFormat, UploadHeader
 from lockstep.v1.model_pb2 import Dense, Embedding, Layer, ModelSpec
+from tests.coordinator.altered import alter
 from tests.coordinator.one_run import Wanted, curve, kinds, run_once
 from tests.coordinator.small_job import make_order
 from worker.data.ingest import ingest
@@ -154,6 +155,25 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_notice(tmp_path: Path, undis
     notices = [event.notice for event in events if event.WhichOneof("event") == "notice"]
     assert [notice.reason for notice in notices] == ["CHECKPOINT_DAMAGED"] * 2
     assert MODEL_FILE in notices[0].text and "step" in notices[0].text
+
+
+def test_a_checkpoint_that_is_not_what_was_reported_is_passed_over_and_all_that_count_are_said(
+    tmp_path: Path, undisturbed: agent.RunEnded
+) -> None:
+    order = make_order(tmp_path, checkpoint_steps=2)
+    order.spec.checkpoints.keep = 3
+    run_once(order, tmp_path)
+    whole = [int(folder.name.partition("-")[0]) for folder in folders(tmp_path)]
+    newest = max(whole)
+    folder = folders(tmp_path)[-1]
+    order.run_number, order.acknowledged[newest] = 2, read_manifest(folder).weights_sha256
+    wrong = alter(folder).weights_sha256
+    ended, events = run_once(order, tmp_path)
+    assert ended.result.weights_sha256 == undisturbed.result.weights_sha256
+    (said,) = [event.notice for event in events if event.HasField("notice")]
+    assert said.reason == "CHECKPOINT_DAMAGED" and wrong in said.text and order.acknowledged[newest] in said.text
+    there = [event.checkpoint.step for event in events if event.HasField("checkpoint")]
+    assert there == [max(whole[:-1]), *whole[:-1], newest]
 
 
 def test_a_class_on_one_side_of_the_split_is_told(tmp_path: Path) -> None:

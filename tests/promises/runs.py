@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -157,8 +156,7 @@ def kill_agent(nodes: Nodes) -> None:
 
 def kill_head(nodes: Nodes, run: Run) -> None:
     """SIGKILL for the Ray head; once the run is over, its nodes are started anew."""
-    (server,) = [pid for pid, command in nodes.processes().items() if re.search(r"gcs_server\b", command.split()[0])]
-    os.kill(server, signal.SIGKILL)
+    os.kill(nodes.ray_head(), signal.SIGKILL)
     run.waits("that run is over", lambda: run.get().state != TrainingJob.RUNNING)
     for node, slots in list(nodes.workers.items()):  # as a supervisor would: by themselves they notice it after a minute
         nodes.lose(node)

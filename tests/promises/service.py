@@ -204,6 +204,11 @@ class Service:
         (pid,) = [pid for pid, command in self.processes().items() if re.search(r"-m coordinator\.agent\b", command)]
         return pid
 
+    def ray_head(self) -> int:
+        """The process without which Ray is gone."""
+        (pid,) = [pid for pid, command in self.processes().items() if re.search(r"gcs_server\b", command.split()[0])]
+        return pid
+
     def coordinator(self, job: str) -> int:
         """The process id of the coordinator that holds a job's lock."""
         lock = str(self.data / "files" / "checkpoints" / job.removeprefix("jobs/") / "lock")

@@ -36,7 +36,7 @@ def kill_between_checkpoints(service: Service, job: TrainingJob, victim: int, no
     return checkpoint_steps(service, job.name)[-1], step
 
 
-def test_a_killed_coordinator_and_a_killed_agent(service: Service) -> None:
+def test_a_killed_coordinator_agent_and_ray_head(service: Service) -> None:
     undisturbed = service.run(example("digits-long.yaml", workers=(1, 1)), LONG_S)
     HASHES[undisturbed.result.fingerprint] = undisturbed.result.weights_sha256
     with service.client() as client:
@@ -48,15 +48,18 @@ def test_a_killed_coordinator_and_a_killed_agent(service: Service) -> None:
     wait_until("a second run", lambda: len(_get(service, job.name).runs) == 2, 30)
     wait_until("it runs", lambda: _state(service, job.name) == TrainingJob.RUNNING, 60)
     second_checkpoint, second_kill = kill_between_checkpoints(service, job, service.agent(), total * 7 // 10)
+    wait_until("a third run", lambda: len(_get(service, job.name).runs) == 3, 30)
+    wait_until("it runs", lambda: _state(service, job.name) == TrainingJob.RUNNING, 60)
+    third_checkpoint, third_kill = kill_between_checkpoints(service, job, service.ray_head(), total * 8 // 10)
     ended = service.finished(job.name, LONG_S)
 
     assert ended.result.weights_sha256 == undisturbed.result.weights_sha256
-    assert [run.run_number for run in ended.runs] == [1, 2, 3]
-    assert [run.start_step for run in ended.runs] == [0, first_checkpoint, second_checkpoint]
-    assert first_checkpoint < first_kill and second_checkpoint < second_kill
+    assert [run.run_number for run in ended.runs] == [1, 2, 3, 4]
+    assert [run.start_step for run in ended.runs] == [0, first_checkpoint, second_checkpoint, third_checkpoint]
+    assert first_checkpoint < first_kill and second_checkpoint < second_kill and third_checkpoint < third_kill
     computed, cadence = sum(run.computed_rows for run in ended.runs), job.spec.checkpoints.every_steps
     assert ended.progress.applied_rows == rows
-    assert 0 < computed - rows == ended.progress.replayed_rows <= 2 * cadence * job.spec.training.batch_size
+    assert 0 < computed - rows == ended.progress.replayed_rows <= 3 * cadence * job.spec.training.batch_size
     assert service.curve(ended.name) == service.curve(undisturbed.name)
 
 

@@ -127,7 +127,7 @@ def test_a_guard_removes_its_own_and_not_what_a_successor_put_there(tmp_path: Pa
     secret, started = tmp_path / "secret", tmp_path / "started"
     write_secret(secret, "first")
     script = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(600)"
-    order = {"command": [sys.executable, "-c", script], "grace_s": 1, "remove": [str(secret)]}
+    order = {"command": [sys.executable, "-c", script], "grace_s": 1, "remove": [str(secret)], "remove_if_stopped": []}
     guard = subprocess.Popen([sys.executable, "-m", "services.processes.guard"], stdin=subprocess.PIPE)
     with guard:
         assert guard.stdin is not None
@@ -139,6 +139,25 @@ def test_a_guard_removes_its_own_and_not_what_a_successor_put_there(tmp_path: Pa
         guard.stdin.close()
         guard.wait(DEADLINE_S)
     assert secret.exists() is replaced
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_others_still_need_stays_when_a_command_ends_by_itself(tmp_path: Path, stopped: bool) -> None:
+    scratch, token, started = tmp_path / "scratch", tmp_path / "token", tmp_path / "started"
+    scratch.mkdir()
+    write_secret(token, "for the command that follows")
+    script = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep({600 if stopped else 0})"
+    order = {"command": [sys.executable, "-c", script], "grace_s": 1}
+    order |= {"remove": [str(scratch)], "remove_if_stopped": [str(token)]}
+    with subprocess.Popen([sys.executable, "-m", "services.processes.guard"], stdin=subprocess.PIPE) as guard:
+        assert guard.stdin is not None
+        guard.stdin.write(json.dumps(order).encode() + b"\n")
+        guard.stdin.flush()
+        until(started.exists)
+        if stopped:
+            guard.stdin.close()
+        guard.wait(DEADLINE_S)
+    assert not scratch.exists() and token.exists() is not stopped
 
 
 FAMILY = """
@@ -158,7 +177,8 @@ def test_a_guarded_command_leaves_nothing(tmp_path: Path, ending: str) -> None:
     script.write_text(FAMILY)
     folder.mkdir()
     scratch.mkdir()
-    order = {"command": [sys.executable, str(script), "parent", str(folder)], "grace_s": 0.3, "remove": [str(scratch)]}
+    command = [sys.executable, str(script), "parent", str(folder)]
+    order = {"command": command, "grace_s": 0.3, "remove": [str(scratch)], "remove_if_stopped": []}
     holder = f"""
 import json, subprocess, sys, time
 guard = subprocess.Popen([sys.executable, "-m", "services.processes.guard"], stdin=subprocess.PIPE, start_new_session=True)

@@ -131,4 +131,13 @@ def _replay(client: Client, name: str, steps: Sequence[int]) -> Sequence[trainin
     if done.state != State.SUCCEEDED:
         talk(state_line(done))
         raise click.exceptions.Exit(NOT_SUCCEEDED)
-    return done.result.replay.steps
+    asked = []
+    for found in done.result.replay.steps:
+        if found.step in steps:
+            asked.append(found)
+        else:  # a checkpoint with which it would have begun
+            talk(
+                f"{name}: the checkpoint of step {found.step:,} was altered: it has weights_sha256 "
+                f"{found.checkpoint_weights_sha256}, the replay gives {found.weights_sha256}"
+            )
+    return asked

@@ -28,13 +28,15 @@ from lockstep.v1 import job_spec_pb2 as lockstep_dot_v1_dot_job__spec__pb2
 from lockstep.v1 import training_job_pb2 as lockstep_dot_v1_dot_training__job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(lockstep/internal/v1/agent_service.proto\x12\x14lockstep.internal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!lockstep/v1/cluster_service.proto\x1a\x1alockstep/v1/job_spec.proto\x1a\x1elockstep/v1/training_job.proto\"\x90\x02\n\x0e\x43onnectRequest\x12,\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.lockstep.internal.v1.HelloH\x00\x12.\n\x06synced\x18\x02 \x01(\x0b\x32\x1c.lockstep.internal.v1.SyncedH\x00\x12\x33\n\trun_event\x18\x03 \x01(\x0b\x32\x1e.lockstep.internal.v1.RunEventH\x00\x12\x32\n\x08\x63\x61pacity\x18\x04 \x01(\x0b\x32\x1e.lockstep.internal.v1.CapacityH\x00\x12,\n\x05pulse\x18\x05 \x01(\x0b\x32\x1b.lockstep.internal.v1.PulseH\x00\x42\t\n\x07message\"\xe6\x01\n\x0f\x43onnectResponse\x12.\n\x06wishes\x18\x01 \x01(\x0b\x32\x1c.lockstep.internal.v1.WishesH\x00\x12\x38\n\x0b\x61\x63knowledge\x18\x02 \x01(\x0b\x32!.lockstep.internal.v1.AcknowledgeH\x00\x12\x30\n\x07refusal\x18\x03 \x01(\x0b\x32\x1d.lockstep.internal.v1.RefusalH\x00\x12,\n\x05pulse\x18\x04 \x01(\x0b\x32\x1b.lockstep.internal.v1.PulseH\x00\x42\t\n\x07message\"=\n\x05Hello\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\ttake_over\x18\x03 \x01(\x08\"7\n\x06Synced\x12-\n\x07running\x18\x01 \x03(\x0b\x32\x1c.lockstep.internal.v1.RunKey\",\n\x06RunKey\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrun_number\x18\x02 \x01(\x04\">\n\x08\x43\x61pacity\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.lockstep.v1.Node\x12\x10\n\x08problems\x18\x02 \x03(\t\"\x07\n\x05Pulse\"N\n\x06Wishes\x12+\n\x04runs\x18\x01 \x03(\x0b\x32\x1d.lockstep.internal.v1.RunWish\x12\x17\n\x0fremoved_job_ids\x18\x02 \x03(\t\"\xb0\x01\n\x07RunWish\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.lockstep.internal.v1.RunOrder\x12\x34\n\x06intent\x18\x02 \x01(\x0e\x32$.lockstep.internal.v1.RunWish.Intent\"@\n\x06Intent\x12\x16\n\x12INTENT_UNSPECIFIED\x10\x00\x12\x07\n\x03RUN\x10\x01\x12\n\n\x06\x43\x41NCEL\x10\x02\x12\t\n\x05PAUSE\x10\x03\"\xc0\x02\n\x08RunOrder\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrun_number\x18\x02 \x01(\x04\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.lockstep.v1.TrainingJob.Kind\x12\"\n\x04spec\x18\x04 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\x12\x1f\n\x04plan\x18\x05 \x01(\x0b\x32\x11.lockstep.v1.Plan\x12\x19\n\x11\x61rithmetic_digest\x18\x06 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x07 \x01(\t\x12\x1a\n\x12\x61rithmetic_version\x18\x08 \x01(\r\x12\x0f\n\x07workers\x18\t \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\n \x01(\t\x12\x15\n\rfurthest_step\x18\x0b \x01(\x04\x12\x12\n\nfailpoints\x18\x0c \x03(\t\"\xcf\x03\n\x08RunEvent\x12)\n\x03run\x18\x01 \x01(\x0b\x32\x1c.lockstep.internal.v1.RunKey\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x07started\x18\x04 \x01(\x0b\x32 .lockstep.internal.v1.RunStartedH\x00\x12\x35\n\x08progress\x18\x05 \x01(\x0b\x32!.lockstep.internal.v1.RunProgressH\x00\x12%\n\x06points\x18\x06 \x01(\x0b\x32\x13.lockstep.v1.PointsH\x00\x12-\n\ncheckpoint\x18\x07 \x01(\x0b\x32\x17.lockstep.v1.CheckpointH\x00\x12%\n\x06notice\x18\x08 \x01(\x0b\x32\x13.lockstep.v1.NoticeH\x00\x12\x39\n\nrecovering\x18\t \x01(\x0b\x32#.lockstep.internal.v1.RunRecoveringH\x00\x12/\n\x05\x65nded\x18\n \x01(\x0b\x32\x1e.lockstep.internal.v1.RunEndedH\x00\x42\x07\n\x05\x65vent\"r\n\nRunStarted\x12(\n\x07members\x18\x01 \x03(\x0b\x32\x17.lockstep.v1.WorkerInfo\x12\x12\n\nstart_step\x18\x02 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x11\n\tresizable\x18\x04 \x01(\x08\"M\n\x0bRunProgress\x12\'\n\x08progress\x18\x01 \x01(\x0b\x32\x15.lockstep.v1.Progress\x12\x15\n\rcomputed_rows\x18\x02 \x03(\x04\"\x1f\n\rRunRecovering\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xf1\x02\n\x08RunEnded\x12\x37\n\x07outcome\x18\x01 \x01(\x0e\x32&.lockstep.internal.v1.RunEnded.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12#\n\x06result\x18\x03 \x01(\x0b\x32\x13.lockstep.v1.Result\x12\x11\n\tlast_step\x18\x04 \x01(\x04\x12\x15\n\rcomputed_rows\x18\x05 \x03(\x04\x12\x33\n\x05\x63\x61use\x18\x06 \x01(\x0e\x32$.lockstep.internal.v1.RunEnded.Cause\"b\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\r\n\tSUCCEEDED\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\x12\x08\n\x04LOST\x10\x03\x12\r\n\tCANCELLED\x10\x04\x12\n\n\x06PAUSED\x10\x05\"4\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x0b\n\x07OUTSIDE\x10\x01\x12\x07\n\x03OWN\x10\x02\"J\n\x0b\x41\x63knowledge\x12)\n\x03run\x18\x01 \x01(\x0b\x32\x1c.lockstep.internal.v1.RunKey\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\x19\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t2j\n\x0c\x41gentService\x12Z\n\x07\x43onnect\x12$.lockstep.internal.v1.ConnectRequest\x1a%.lockstep.internal.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(lockstep/internal/v1/agent_service.proto\x12\x14lockstep.internal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!lockstep/v1/cluster_service.proto\x1a\x1alockstep/v1/job_spec.proto\x1a\x1elockstep/v1/training_job.proto\"\x90\x02\n\x0e\x43onnectRequest\x12,\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.lockstep.internal.v1.HelloH\x00\x12.\n\x06synced\x18\x02 \x01(\x0b\x32\x1c.lockstep.internal.v1.SyncedH\x00\x12\x33\n\trun_event\x18\x03 \x01(\x0b\x32\x1e.lockstep.internal.v1.RunEventH\x00\x12\x32\n\x08\x63\x61pacity\x18\x04 \x01(\x0b\x32\x1e.lockstep.internal.v1.CapacityH\x00\x12,\n\x05pulse\x18\x05 \x01(\x0b\x32\x1b.lockstep.internal.v1.PulseH\x00\x42\t\n\x07message\"\xe6\x01\n\x0f\x43onnectResponse\x12.\n\x06wishes\x18\x01 \x01(\x0b\x32\x1c.lockstep.internal.v1.WishesH\x00\x12\x38\n\x0b\x61\x63knowledge\x18\x02 \x01(\x0b\x32!.lockstep.internal.v1.AcknowledgeH\x00\x12\x30\n\x07refusal\x18\x03 \x01(\x0b\x32\x1d.lockstep.internal.v1.RefusalH\x00\x12,\n\x05pulse\x18\x04 \x01(\x0b\x32\x1b.lockstep.internal.v1.PulseH\x00\x42\t\n\x07message\"=\n\x05Hello\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\ttake_over\x18\x03 \x01(\x08\"7\n\x06Synced\x12-\n\x07running\x18\x01 \x03(\x0b\x32\x1c.lockstep.internal.v1.RunKey\",\n\x06RunKey\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrun_number\x18\x02 \x01(\x04\">\n\x08\x43\x61pacity\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.lockstep.v1.Node\x12\x10\n\x08problems\x18\x02 \x03(\t\"\x07\n\x05Pulse\"N\n\x06Wishes\x12+\n\x04runs\x18\x01 \x03(\x0b\x32\x1d.lockstep.internal.v1.RunWish\x12\x17\n\x0fremoved_job_ids\x18\x02 \x03(\t\"\xb0\x01\n\x07RunWish\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.lockstep.internal.v1.RunOrder\x12\x34\n\x06intent\x18\x02 \x01(\x0e\x32$.lockstep.internal.v1.RunWish.Intent\"@\n\x06Intent\x12\x16\n\x12INTENT_UNSPECIFIED\x10\x00\x12\x07\n\x03RUN\x10\x01\x12\n\n\x06\x43\x41NCEL\x10\x02\x12\t\n\x05PAUSE\x10\x03\"\xbd\x03\n\x08RunOrder\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrun_number\x18\x02 \x01(\x04\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.lockstep.v1.TrainingJob.Kind\x12\"\n\x04spec\x18\x04 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\x12\x1f\n\x04plan\x18\x05 \x01(\x0b\x32\x11.lockstep.v1.Plan\x12\x19\n\x11\x61rithmetic_digest\x18\x06 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x07 \x01(\t\x12\x1a\n\x12\x61rithmetic_version\x18\x08 \x01(\r\x12\x0f\n\x07workers\x18\t \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\n \x01(\t\x12\x15\n\rfurthest_step\x18\x0b \x01(\x04\x12\x12\n\nfailpoints\x18\x0c \x03(\t\x12\x46\n\x0c\x61\x63knowledged\x18\r \x03(\x0b\x32\x30.lockstep.internal.v1.RunOrder.AcknowledgedEntry\x1a\x33\n\x11\x41\x63knowledgedEntry\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcf\x03\n\x08RunEvent\x12)\n\x03run\x18\x01 \x01(\x0b\x32\x1c.lockstep.internal.v1.RunKey\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x07started\x18\x04 \x01(\x0b\x32 .lockstep.internal.v1.RunStartedH\x00\x12\x35\n\x08progress\x18\x05 \x01(\x0b\x32!.lockstep.internal.v1.RunProgressH\x00\x12%\n\x06points\x18\x06 \x01(\x0b\x32\x13.lockstep.v1.PointsH\x00\x12-\n\ncheckpoint\x18\x07 \x01(\x0b\x32\x17.lockstep.v1.CheckpointH\x00\x12%\n\x06notice\x18\x08 \x01(\x0b\x32\x13.lockstep.v1.NoticeH\x00\x12\x39\n\nrecovering\x18\t \x01(\x0b\x32#.lockstep.internal.v1.RunRecoveringH\x00\x12/\n\x05\x65nded\x18\n \x01(\x0b\x32\x1e.lockstep.internal.v1.RunEndedH\x00\x42\x07\n\x05\x65vent\"r\n\nRunStarted\x12(\n\x07members\x18\x01 \x03(\x0b\x32\x17.lockstep.v1.WorkerInfo\x12\x12\n\nstart_step\x18\x02 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x11\n\tresizable\x18\x04 \x01(\x08\"M\n\x0bRunProgress\x12\'\n\x08progress\x18\x01 \x01(\x0b\x32\x15.lockstep.v1.Progress\x12\x15\n\rcomputed_rows\x18\x02 \x03(\x04\"\x1f\n\rRunRecovering\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xf1\x02\n\x08RunEnded\x12\x37\n\x07outcome\x18\x01 \x01(\x0e\x32&.lockstep.internal.v1.RunEnded.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12#\n\x06result\x18\x03 \x01(\x0b\x32\x13.lockstep.v1.Result\x12\x11\n\tlast_step\x18\x04 \x01(\x04\x12\x15\n\rcomputed_rows\x18\x05 \x03(\x04\x12\x33\n\x05\x63\x61use\x18\x06 \x01(\x0e\x32$.lockstep.internal.v1.RunEnded.Cause\"b\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\r\n\tSUCCEEDED\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\x12\x08\n\x04LOST\x10\x03\x12\r\n\tCANCELLED\x10\x04\x12\n\n\x06PAUSED\x10\x05\"4\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x0b\n\x07OUTSIDE\x10\x01\x12\x07\n\x03OWN\x10\x02\"J\n\x0b\x41\x63knowledge\x12)\n\x03run\x18\x01 \x01(\x0b\x32\x1c.lockstep.internal.v1.RunKey\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\x19\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t2j\n\x0c\x41gentService\x12Z\n\x07\x43onnect\x12$.lockstep.internal.v1.ConnectRequest\x1a%.lockstep.internal.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lockstep.internal.v1.agent_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_RUNORDER_ACKNOWLEDGEDENTRY']._loaded_options = None
+  _globals['_RUNORDER_ACKNOWLEDGEDENTRY']._serialized_options = b'8\001'
   _globals['_CONNECTREQUEST']._serialized_start=195
   _globals['_CONNECTREQUEST']._serialized_end=467
   _globals['_CONNECTRESPONSE']._serialized_start=470
@@ -56,25 +58,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNWISH_INTENT']._serialized_start=1134
   _globals['_RUNWISH_INTENT']._serialized_end=1198
   _globals['_RUNORDER']._serialized_start=1201
-  _globals['_RUNORDER']._serialized_end=1521
-  _globals['_RUNEVENT']._serialized_start=1524
-  _globals['_RUNEVENT']._serialized_end=1987
-  _globals['_RUNSTARTED']._serialized_start=1989
-  _globals['_RUNSTARTED']._serialized_end=2103
-  _globals['_RUNPROGRESS']._serialized_start=2105
-  _globals['_RUNPROGRESS']._serialized_end=2182
-  _globals['_RUNRECOVERING']._serialized_start=2184
-  _globals['_RUNRECOVERING']._serialized_end=2215
-  _globals['_RUNENDED']._serialized_start=2218
-  _globals['_RUNENDED']._serialized_end=2587
-  _globals['_RUNENDED_OUTCOME']._serialized_start=2435
-  _globals['_RUNENDED_OUTCOME']._serialized_end=2533
-  _globals['_RUNENDED_CAUSE']._serialized_start=2535
-  _globals['_RUNENDED_CAUSE']._serialized_end=2587
-  _globals['_ACKNOWLEDGE']._serialized_start=2589
-  _globals['_ACKNOWLEDGE']._serialized_end=2663
-  _globals['_REFUSAL']._serialized_start=2665
-  _globals['_REFUSAL']._serialized_end=2690
-  _globals['_AGENTSERVICE']._serialized_start=2692
-  _globals['_AGENTSERVICE']._serialized_end=2798
+  _globals['_RUNORDER']._serialized_end=1646
+  _globals['_RUNORDER_ACKNOWLEDGEDENTRY']._serialized_start=1595
+  _globals['_RUNORDER_ACKNOWLEDGEDENTRY']._serialized_end=1646
+  _globals['_RUNEVENT']._serialized_start=1649
+  _globals['_RUNEVENT']._serialized_end=2112
+  _globals['_RUNSTARTED']._serialized_start=2114
+  _globals['_RUNSTARTED']._serialized_end=2228
+  _globals['_RUNPROGRESS']._serialized_start=2230
+  _globals['_RUNPROGRESS']._serialized_end=2307
+  _globals['_RUNRECOVERING']._serialized_start=2309
+  _globals['_RUNRECOVERING']._serialized_end=2340
+  _globals['_RUNENDED']._serialized_start=2343
+  _globals['_RUNENDED']._serialized_end=2712
+  _globals['_RUNENDED_OUTCOME']._serialized_start=2560
+  _globals['_RUNENDED_OUTCOME']._serialized_end=2658
+  _globals['_RUNENDED_CAUSE']._serialized_start=2660
+  _globals['_RUNENDED_CAUSE']._serialized_end=2712
+  _globals['_ACKNOWLEDGE']._serialized_start=2714
+  _globals['_ACKNOWLEDGE']._serialized_end=2788
+  _globals['_REFUSAL']._serialized_start=2790
+  _globals['_REFUSAL']._serialized_end=2815
+  _globals['_AGENTSERVICE']._serialized_start=2817
+  _globals['_AGENTSERVICE']._serialized_end=2923
 # @@protoc_insertion_point(module_scope)

@@ -337,6 +337,26 @@ class RunOrder(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class AcknowledgedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     JOB_ID_FIELD_NUMBER: _builtins.int
     RUN_NUMBER_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
@@ -349,6 +369,7 @@ class RunOrder(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     FURTHEST_STEP_FIELD_NUMBER: _builtins.int
     FAILPOINTS_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The last part of the job's name."""
     run_number: _builtins.int
@@ -383,6 +404,10 @@ class RunOrder(_message.Message):
         LOCKSTEP_ALLOW_FAILPOINTS is not 1.
         """
 
+    @_builtins.property
+    def acknowledged(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
+        """weights_sha256 of the checkpoints that were acknowledged, by step; of a replay those of the job that it replays."""
+
     def __init__(
         self,
         *,
@@ -398,10 +423,11 @@ class RunOrder(_message.Message):
         fingerprint: _builtins.str = ...,
         furthest_step: _builtins.int = ...,
         failpoints: _abc.Iterable[_builtins.str] | None = ...,
+        acknowledged: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arithmetic_digest", b"arithmetic_digest", "arithmetic_version", b"arithmetic_version", "dataset_digest", b"dataset_digest", "failpoints", b"failpoints", "fingerprint", b"fingerprint", "furthest_step", b"furthest_step", "job_id", b"job_id", "kind", b"kind", "plan", b"plan", "run_number", b"run_number", "spec", b"spec", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "arithmetic_digest", b"arithmetic_digest", "arithmetic_version", b"arithmetic_version", "dataset_digest", b"dataset_digest", "failpoints", b"failpoints", "fingerprint", b"fingerprint", "furthest_step", b"furthest_step", "job_id", b"job_id", "kind", b"kind", "plan", b"plan", "run_number", b"run_number", "spec", b"spec", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
