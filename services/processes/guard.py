@@ -2,9 +2,9 @@
 
 The first line on stdin is JSON: {"command": [...], "grace_s": 5, "remove": [...], "remove_if_stopped": [...]}. The paths of
 both lists are gone afterwards, those of the second unless the command ended by itself. The parent holds the other end: even
-when the parent is killed, nothing of the command is left. What another has put at one of the paths meanwhile stays: the parent's
-successor may be up before the command has ended. The guard is the reaper of orphans below it, so that processes that left
-their group are found too. Standard library alone: it starts fast.
+when the parent is killed, nothing of the command is left. What another has put at one of the paths meanwhile stays: the
+parent's successor may be up before the command has ended. The guard is the reaper of orphans below it, so that processes that
+left their group are found too. Standard library alone: it starts fast.
 """
 
 from __future__ import annotations

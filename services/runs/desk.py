@@ -53,6 +53,7 @@ class AgentDesk(AgentServiceServicer):
         self._on_change = on_change
         self._link: Link | None = None
         self._gaps: dict[tuple[str, int, int], None] = {}  # events that were asked for, the oldest first
+        self._greeted = False  # whether any agent was here since this server started
         self.since = clock()
         dispatcher.on_wishes = self.send_wishes
 
@@ -84,7 +85,9 @@ class AgentDesk(AgentServiceServicer):
             log.warning("agent_refused", reason=refusal)
             yield pb.ConnectResponse(refusal=pb.Refusal(reason=refusal))
             return
+        away_since = 0 if not self._greeted else self.since if self._link is None else self._clock()
         link = self._take_seat(hello)
+        await self._store.run(lambda connection: rows.excuse(connection, away_since, link.since))
         reader = asyncio.create_task(self._listen(link, request_iterator))
         try:
             while True:
@@ -119,7 +122,7 @@ class AgentDesk(AgentServiceServicer):
         if self._link is not None:
             self._link.refuse("another agent took over" if self._link.agent_id != hello.agent_id else "you connected again")
         link = Link(hello.agent_id, self._clock())
-        self._link, self._dispatcher.ready, self.since = link, False, link.since
+        self._link, self._dispatcher.ready, self.since, self._greeted = link, False, link.since, True
         log.info("agent_connected", agent_id=hello.agent_id)
         self._on_change()
         return link

@@ -65,6 +65,8 @@ def add_version(
                 "dataset_id", dataset_id, f"there are {limits.DATASETS:,} datasets; delete one", "TOO_MANY_DATASETS"
             )
         connection.execute(insert(datasets).values(id=dataset_id, create_time=now))
+    # The newest is the one that was registered last, also where the clock was set back meanwhile.
+    now = max([now, *(version.create_time + 1 for version in versions_of(connection, dataset_id))])
     values = {"create_time": now, "schema": schema.SerializeToString(), "warnings": json.dumps(warnings)}
     where = (dataset_versions.c.dataset_id == dataset_id, dataset_versions.c.digest == digest)
     if connection.execute(update(dataset_versions).where(*where).values(**values)).rowcount:

@@ -76,6 +76,12 @@ def live(connection: Connection) -> list[Row[Any]]:
     return list(connection.execute(select(jobs).where(jobs.c.state.in_(LIVE)).order_by(jobs.c.queue_position)))
 
 
+def excuse(connection: Connection, since: int, now: int) -> None:
+    """From `since` on no run could come further: that time does not count as one without progress. 0: however long it was."""
+    time = jobs.c.progress_time + (now - since) if since else now
+    connection.execute(update(jobs).where(jobs.c.state.in_(LIVE)).values(progress_time=time))
+
+
 def live_of_kind(connection: Connection, kind: int) -> list[Row[Any]]:
     """Jobs of a kind that have not ended."""
     return list(connection.execute(select(jobs).where(jobs.c.state.in_(LIVE), jobs.c.kind == kind)))

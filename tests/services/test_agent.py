@@ -117,6 +117,31 @@ async def test_a_missing_event_is_asked_for_and_then_given_up(api: Running) -> N
         await agent.say(job, 1, sequence=3, **points(1, loss=1.0))
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_time_without_an_agent_or_a_server_is_no_time_without_progress(tmp_path: Path, restarted: bool) -> None:
+    now = [wall_clock()]
+
+    async def after_two_hours(api: Running, job: str) -> TrainingJob:
+        now[0] += int(2 * limits.NO_PROGRESS_SECONDS) * SECOND
+        async with api.agent(agent_id="a1") as agent:
+            await agent.say(job, 1, **ended(Outcome.LOST, "the agent ended", cause=Outcome.OUTSIDE))
+            await agent.sync()
+            await agent.wish(job, 2)
+        return await api.get(f"jobs/{job}")
+
+    async with running(tmp_path, clock=lambda: now[0]) as api:
+        job = await submitted(api)
+        async with api.agent(agent_id="a1") as agent:
+            await agent.sync()
+            await agent.wish(job, 1)
+        await wait_gone(api)
+        if not restarted:
+            assert (await after_two_hours(api, job)).state == S.RECOVERING
+    if restarted:
+        async with running(tmp_path, clock=lambda: now[0]) as api:
+            assert (await after_two_hours(api, job)).state == S.RECOVERING
+
+
 async def test_points_in_a_row_are_applied_together_and_each_once(api: Running) -> None:
     job = await submitted(api)
     async with api.agent() as agent:

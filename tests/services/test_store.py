@@ -14,11 +14,12 @@ from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import OperationalError
 
 from lockstep.contract.errors import UserError
+from lockstep.v1.dataset_service_pb2 import DatasetSchema
 from lockstep.v1.training_job_pb2 import Checkpoint, Point, Points, Progress
 from services.clock import SECOND
 from services.jobs import lifecycle
 from services.jobs.submission import Version, prepare
-from services.store import Store, events
+from services.store import Store, datasets, events
 from services.store import jobs as rows
 from services.store import requests as request_rows
 from services.store.migrate import migrate
@@ -225,4 +226,20 @@ async def test_a_store_that_cannot_be_written_says_so_and_stays_so(tmp_path: Pat
         with pytest.raises(UserError, match="cannot write its store"):
             await store.run(fail)
     assert len(reasons) == 1 and "disk I/O error" in store.broken
+    store.close()
+
+
+async def test_the_newest_version_is_the_last_one_registered_whatever_the_clock_says(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def write(connection: Connection) -> list[str]:
+        newest = []
+        for digest, now in (("1" * 64, 2_000_000), ("2" * 64, 1_000_000), ("1" * 64, 0)):
+            datasets.add_version(connection, "a", digest, DatasetSchema(), [], now)
+            found = datasets.find_version(connection, "a", "")
+            assert found is not None
+            newest.append(str(found.digest)[0])
+        return newest
+
+    assert await store.run(write) == ["1", "2", "1"]
     store.close()
