@@ -116,15 +116,9 @@ def carry_out(
     log.info("run begins", workers=order.workers, total_steps=order.plan.total_steps)
     folder = files_folder / "checkpoints" / order.job_id
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock", timeout=limits.JOB_LOCK_S):
-            ended = _carry_out(order, files_folder, reports, orders, cluster)
-    except Timeout:
-        ended = agent.RunEnded(
-            outcome=agent.RunEnded.LOST,
-            reason=f"the coordinator of an earlier run still held {folder / 'lock'} after {limits.JOB_LOCK_S:.0f} s",
-            cause=agent.RunEnded.OUTSIDE,
-        )
+        with contextlib.ExitStack() as held:
+            refusal = _lock(folder, held)
+            ended = refusal or _carry_out(order, files_folder, reports, orders, cluster)
     except CheckpointBroken as broken:
         # The spool may lie on the same disk; whether or not this can be written, the process ends, with this as its cause.
         with contextlib.suppress(SpoolBroken, SpoolFull, OSError):
@@ -135,6 +129,21 @@ def carry_out(
     failpoint("run.before_end", ended.last_step)
     reports.ended(ended)
     failpoint("run.when_ended", ended.last_step)
+
+
+def _lock(folder: Path, held: contextlib.ExitStack) -> agent.RunEnded | None:
+    """Makes the job's folder and holds its lock; how the run ends where that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(FileLock(folder / "lock", timeout=limits.JOB_LOCK_S))
+    except Timeout:
+        reason = f"the coordinator of an earlier run still held {folder / 'lock'} after {limits.JOB_LOCK_S:.0f} s"
+        return agent.RunEnded(outcome=agent.RunEnded.LOST, reason=reason, cause=agent.RunEnded.OUTSIDE)
+    except OSError as error:
+        reason = f"{folder}, the folder of the job's checkpoints, cannot be written ({error.strerror}); give the agent's user "
+        reason += "the right to write it, and see that its file system is not mounted read-only"
+        return agent.RunEnded(outcome=agent.RunEnded.LOST, reason=reason, cause=agent.RunEnded.OWN)
+    return None
 
 
 def _carry_out(order: agent.RunOrder, files_folder: Path, reports: Reports, orders: Orders, cluster: Cluster) -> agent.RunEnded:

@@ -25,6 +25,13 @@ from coordinator.spool import SpoolFull, read_events, spool_path
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import job_spec_pb2
 from lockstep.v1 import training_job_pb2 as job
+from tests.coordinator.one_run import Wanted
+
+
+@pytest.fixture(autouse=True)
+def no_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These orders have none."""
+    monkeypatch.setattr(run, "check_dataset", lambda folder, interrupted: None)
 
 
 @pytest.fixture
@@ -66,7 +73,16 @@ class Nowhere:
 
 
 def carry_out(files: Path) -> None:
-    run.carry_out(order_of(files), files, cast(Orders, None), cast(Cluster, Nowhere()))
+    run.carry_out(order_of(files), files, cast(Orders, Wanted()), cast(Cluster, Nowhere()))
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("no folder")
+    carry_out(tmp_path)
+    *_, (last, _) = read_events(spool_path(tmp_path, "a-b", 3))
+    assert (last.ended.outcome, last.ended.cause) == (agent.RunEnded.LOST, agent.RunEnded.OWN)
+    assert f"{tmp_path / 'checkpoints' / 'a-b'}, the folder of the job's checkpoints" in last.ended.reason
+    assert "give the agent's user the right to write it" in last.ended.reason
 
 
 def test_a_spool_without_space_is_waited_for_once_and_is_the_cause(
@@ -157,7 +173,7 @@ def test_what_portable_weights_are_made_of_is_portable(
     wish = order_of(tmp_path)
     wish.order.kind, wish.order.spec.training.arithmetic = kind, job_spec_pb2.PORTABLE
     monkeypatch.setitem(run.KINDS, kind, Asked)
-    run.carry_out(wish, tmp_path, cast(Orders, None), cast(Cluster, Nowhere()))
+    run.carry_out(wish, tmp_path, cast(Orders, Wanted()), cast(Cluster, Nowhere()))
     *_, (last, _) = read_events(spool_path(tmp_path, "a-b", 3))
     assert last.ended.reason.endswith(f"AssertionError: {handler}")
 
@@ -168,7 +184,7 @@ def test_a_run_does_what_its_kind_says(tmp_path: Path, monkeypatch: pytest.Monke
         said = agent.RunEnded(outcome=agent.RunEnded.SUCCEEDED, reason=job.TrainingJob.Kind.Name(kind))
         trains(monkeypatch, lambda reports, said=said: said, kind)
         wish.order.kind, wish.order.run_number = kind, number
-        run.carry_out(wish, tmp_path, cast(Orders, None), cast(Cluster, Nowhere()))
+        run.carry_out(wish, tmp_path, cast(Orders, Wanted()), cast(Cluster, Nowhere()))
         *_, (last, _) = read_events(spool_path(tmp_path, "a-b", number))
         assert last.ended.reason == said.reason
     assert sorted(run.KINDS) == sorted(job.TrainingJob.Kind.values())[1:]
