@@ -195,11 +195,11 @@ class Checkpoints:
         return None
 
     def best(self) -> Committed | None:
-        """The one with the lowest validation loss, the earliest of equals; None when none was evaluated."""
+        """The one with the lowest finite validation loss, the earliest of equals; None when there is none."""
         evaluated = [
             (loss, step)
             for step, committed in self._committed.items()
-            if (loss := committed.manifest.validation_loss) is not None and not math.isnan(loss)
+            if (loss := committed.manifest.validation_loss) is not None and math.isfinite(loss)
         ]
         return self._committed[min(evaluated)[1]] if evaluated else None
 

@@ -6,8 +6,9 @@ the failure is the job's, or nobody can mend it here, or the same cause came aga
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -208,7 +209,12 @@ def _not_finite_sentence(failure: NotFinite, policy: job_spec_pb2.NonFinitePolic
     left_out = "the step was not applied"
     if policy == job_spec_pb2.SKIP_STEP:
         left_out = f"it would be number {SKIPPED_IN_A_ROW} in a row that is skipped"
-    return f"{_where(failure.found, failure.vector)}; {left_out}: lower the learning rate, or look at these rows"
+    remedy = "lower the learning rate"
+    if failure.found.non_finite_rows:
+        remedy += ", or look at these rows" if len(failure.found.rows) > 1 else ", or look at this row"
+    elif failure.found.shard_rows:
+        remedy += ", or look for large numbers in the data"
+    return f"{_where(failure.found, failure.vector)}; {left_out}: {remedy}"
 
 
 def skipped_sentence(found: worker_pb2.NonFinite, vector: str = "") -> str:
@@ -216,12 +222,29 @@ def skipped_sentence(found: worker_pb2.NonFinite, vector: str = "") -> str:
     return f"{_where(found, vector)}; the step was skipped"
 
 
+def earliest(places: Iterable[worker_pb2.NonFinite]) -> worker_pb2.NonFinite:
+    """Of what all workers say of one step, what came first in the pass, and then by shard: the same on any number of them."""
+    return min(places, key=lambda place: (place.moment or math.inf, not place.where, place.shard))
+
+
 def _where(found: worker_pb2.NonFinite, vector: str) -> str:
     if vector:
         return f"step {found.step}: the update gave {vector} that are not finite, from gradients that are"
-    rows = ", ".join(str(row) for row in found.rows)
-    where = f" in shard {found.shard}, rows {rows}" if rows else ""
-    return f"step {found.step}: {found.layer or 'a sum of gradients'} gave a number that is not finite{where}"
+    what = found.where or "sum of gradients"
+    of = f" of {found.layer}" if found.layer not in ("", "loss") else ""
+    return f"step {found.step}: a number that is not finite came up in the {what}{of}{_rows(found)}"
+
+
+def _rows(found: worker_pb2.NonFinite) -> str:
+    """The shard, and its rows as those of an array are numbered."""
+    if not found.shard_rows:
+        return ""
+    named, listed = len(found.rows), ", ".join(str(row) for row in found.rows)
+    if found.non_finite_rows:
+        more = f"; {found.non_finite_rows} in all" if found.non_finite_rows > named else ""
+        return f", shard {found.shard}, {'row' if named == 1 else 'rows'} {listed} (counted from 0{more})"
+    part = f"{named} of {found.shard_rows} rows of the shard" if found.shard_rows > named else "the rows of the shard"
+    return f", shard {found.shard}: a sum over its rows ({part}, counted from 0: {listed})"
 
 
 def _cut(text: str) -> str:

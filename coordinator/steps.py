@@ -11,7 +11,7 @@ from typing import final
 from coordinator import limits
 from coordinator.members import Members
 from coordinator.model_files import ModelFiles
-from coordinator.recovery import Corrupted, GroupFailed, NotFinite, skipped_sentence
+from coordinator.recovery import Corrupted, GroupFailed, NotFinite, earliest, skipped_sentence
 from coordinator.reports import Reports
 from coordinator.snapshots import Snapshot, assemble
 from coordinator.standing import Standing
@@ -88,7 +88,7 @@ class Steps:
             snapshot = self._left_out(members, replies[0], vector)
         self._stepped(replies)
         if found := [reply.non_finite for reply in replies if reply.HasField("non_finite")]:
-            raise NotFinite(_located(found))
+            raise NotFinite(earliest(found))
         self.snapshot = snapshot
         step_s = replies[0].median_step_seconds or replies[0].total_seconds / stretch.steps
         self._pace = self._pace.after(stretch.steps, step_s, self._clock() - copying)
@@ -121,8 +121,8 @@ class Steps:
 
     def _stepped(self, replies: Sequence[worker_pb2.StretchReply]) -> None:
         places = zip(*(reply.skipped for reply in replies), strict=True)
-        for number, place in enumerate(places, self._at.controller.skipped_steps + 1):
-            self._tell(number, _located(place))
+        for number, found in enumerate(places, self._at.controller.skipped_steps + 1):
+            self._tell(number, earliest(found))
         self._at.stepped(replies)
         for loss in replies[0].losses:
             if self._reports is not None and self._cadence.is_point(loss.step):
@@ -135,8 +135,3 @@ class Steps:
             return
         more = "; further ones are counted, and not told" if number == limits.SKIP_NOTICES else ""
         self._reports.notice(job.Notice.WARNING, "STEP_SKIPPED", skipped_sentence(found, vector) + more)
-
-
-def _located(places: Sequence[worker_pb2.NonFinite]) -> worker_pb2.NonFinite:
-    """Of what all workers say of one step, the word of one that knows the layer."""
-    return max(places, key=lambda place: bool(place.layer))

@@ -38,7 +38,7 @@ TRANSFER_BYTES = 4 << 20
 # Step times that a stretch keeps for its median.
 STEP_TIMES = 4096
 
-# Rows that are named when a shard is not finite.
+# Rows that are named when numbers of a step are not finite.
 NAMED_ROWS = 16
 
 # Skipped steps of a stretch that are located, each of which takes its pass once more; and how many may follow each other.

@@ -126,18 +126,25 @@ class Stretches:
             self._deadlines.after(seconds)
 
     def _locate(self, shards: ShardStacks, batch: Rows, step: int, result: Result) -> NonFinite:
-        """Where this worker's pass meets the first number that is not finite; only the step if it is another's."""
+        """Where this worker's pass meets the first number that is not finite; only the step if it meets none.
+
+        All workers look: a number may be infinite in one layer and gone in the next, and is found wherever its shard is.
+        """
         found = NonFinite(step=step)
-        if result.finite or not shards.stacks:
+        if not shards.stacks:
             return found
         streams = Streams(self._model.seed, step, self._first_shard)
         place = self._model.locate_non_finite(shards.stacks, shards.combine, streams)
         if place is None:
-            found.layer = "loss"
+            if not result.finite:
+                found.layer, found.where = "loss", "sum of the losses"
             return found
-        shard, rows = shards.shard_of(place.shard, batch)
-        found.layer, found.shard = place.layer, shard
-        found.rows.extend(rows[:NAMED_ROWS].tolist())
+        found.layer, found.where, found.moment = place.layer, place.where, place.moment
+        if place.shard is not None:
+            found.shard, rows = shards.shard_of(place.shard, batch)
+            found.shard_rows, found.non_finite_rows = len(rows), len(place.rows)
+            named = rows[list(place.rows)] if place.rows else rows
+            found.rows.extend(sorted(named.tolist())[:NAMED_ROWS])
         return found
 
 

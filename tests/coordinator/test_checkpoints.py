@@ -220,6 +220,18 @@ def test_the_last_few_and_the_best_are_kept(tmp_path: Path) -> None:
     assert result is not None and [(c.step, c.best) for c in result.checkpoints] == [(20, True), (60, False), (70, False)]
 
 
+@pytest.mark.parametrize("loss", [float("inf"), float("-inf"), float("nan")])
+def test_a_validation_loss_that_is_not_finite_is_never_the_best(tmp_path: Path, loss: float) -> None:
+    folder = tmp_path / "job"
+    for step in (10, 20, 30):
+        commit(folder, step, keep=2, loss=loss)
+    assert open_job(folder).best() is None
+    assert names(folder) == sorted(folder_name(step, DIGEST) for step in (20, 30))
+    commit(folder, 40, keep=2, loss=1e300)
+    best = open_job(folder).best()
+    assert best is not None and best.step == 40
+
+
 def test_damaged_ones_do_not_pile_up(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     for _ in range(limits.BAD_CHECKPOINTS_KEPT + 2):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from coordinator.exit_status import Cause, interpret
 from coordinator.group.group import WorkerLoss
 from coordinator.joining import NotFitting, admit
 from coordinator.preflight import Needs, lacks, write_marker
-from coordinator.recovery import Corrupted, GroupFailed, NotFinite, decide, skipped_sentence
+from coordinator.recovery import Corrupted, GroupFailed, NotFinite, decide, earliest, skipped_sentence
 from coordinator.sharding import Rows, by_node, workers_used
 from coordinator.snapshots import Snapshot
 from coordinator.stretches import Cadence, Pace, next_stretch
@@ -226,15 +228,66 @@ def test_a_loss_from_outside_is_no_cause_of_its_own_whatever_its_sentence(causes
 
 
 def test_a_number_that_is_not_finite_is_named_with_step_layer_shard_and_rows() -> None:
-    found = worker_pb2.NonFinite(step=12, layer="layers[2].dense", shard=3, rows=[5, 9])
+    found = place("layers[2].dense", "output", rows=[5, 9], non_finite_rows=2)
     end = decide(NotFinite(found), job_spec_pb2.FAIL)
     assert end.outcome == agent.RunEnded.FAILED and end.notice == "NON_FINITE"
-    assert all(word in end.reason for word in ("step 12", "layers[2].dense", "shard 3", "rows 5, 9"))
+    said = "step 12: a number that is not finite came up in the output of layers[2].dense, shard 3, rows 5, 9 (counted from 0)"
+    assert end.reason == f"{said}; the step was not applied: lower the learning rate, or look at these rows"
     skipped = decide(NotFinite(found), job_spec_pb2.SKIP_STEP)
     assert skipped.outcome == agent.RunEnded.FAILED and "number 100 in a row that is skipped" in skipped.reason
     state = decide(NotFinite(worker_pb2.NonFinite(step=9), "velocity"), job_spec_pb2.FAIL)
     assert "step 9: the update gave velocity that are not finite" in state.reason and "not applied" in state.reason
-    assert skipped_sentence(found).endswith("rows 5, 9; the step was skipped")
+    assert "rows" not in state.reason
+    assert skipped_sentence(found) == f"{said}; the step was skipped"
+
+
+def place(layer: str, where: str, **changes: Any) -> worker_pb2.NonFinite:
+    """What a worker says of step 12, of shard 3 and its 251 rows unless changed."""
+    return worker_pb2.NonFinite(**{"step": 12, "layer": layer, "where": where, "shard": 3, "shard_rows": 251} | changes)
+
+
+@pytest.mark.parametrize(
+    ("found", "says", "remedy"),
+    [
+        (place("loss", "loss", rows=[417], non_finite_rows=1), "the loss, shard 3, row 417 (counted from 0);", "this row"),
+        (
+            place("layers[0].dense", "input", rows=range(16), non_finite_rows=40),
+            "the input of layers[0].dense, shard 3, rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 "
+            "(counted from 0; 40 in all);",
+            "these rows",
+        ),
+        (
+            place("layers[0].dense", "gradient of the parameters", rows=[3, 8]),
+            "the gradient of the parameters of layers[0].dense, shard 3: a sum over its rows (2 of 251 rows of the shard, "
+            "counted from 0: 3, 8);",
+            "large numbers in the data",
+        ),
+        (
+            place("layers[0].dense", "gradient of the parameters", rows=[3, 8], shard_rows=2),
+            "shard 3: a sum over its rows (the rows of the shard, counted from 0: 3, 8);",
+            "large numbers in the data",
+        ),
+        (
+            place("layers[0].dense", "sum of the shards' gradients", shard=0, shard_rows=0),
+            "the sum of the shards' gradients of layers[0].dense;",
+            "learning rate",
+        ),
+        (place("layers[4].dense", "parameters", shard=0, shard_rows=0), "the parameters of layers[4].dense;", "learning rate"),
+        (worker_pb2.NonFinite(step=12), "step 12: a number that is not finite came up in the sum of gradients;", "learning rate"),
+    ],
+)
+def test_rows_are_blamed_only_where_they_are_what_is_not_finite(found: worker_pb2.NonFinite, says: str, remedy: str) -> None:
+    reason = decide(NotFinite(found), job_spec_pb2.FAIL).reason
+    assert says in reason and reason.endswith(remedy)
+
+
+def test_what_came_first_in_the_pass_is_named_then_the_first_shard() -> None:
+    nothing, unknown = worker_pb2.NonFinite(step=12), worker_pb2.NonFinite(step=12, layer="loss", where="sum of the losses")
+    late, early = place("layers[4].dense", "output", moment=9, shard=0), place("layers[0].dense", "output", moment=4, shard=7)
+    first = place("layers[0].dense", "output", moment=4, shard=2)
+    for places in permutations([nothing, late, early, first, unknown]):
+        assert earliest(places) is first
+    assert earliest([nothing, unknown]) is unknown and earliest([nothing, late]) is late
 
 
 def test_a_snapshot_names_the_vector_that_holds_what_is_not_finite() -> None:

@@ -8,85 +8,118 @@ from typing import Any, final
 
 import numpy as np
 
-from worker.nn.layers import Layer
+from worker.nn.layers import Layer, Layout
 from worker.nn.parameters import Array
-from worker.nn.passes import Network, StepPass
+from worker.nn.passes import Network, StackPass, StepPass
 from worker.nn.shapes import flattened
 from worker.nn.streams import Streams
+from worker.nn.tiles import TiledSum
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class NonFinitePlace:
-    """`layer` is "layers[3].dense" or "loss"; `shard` counts from the first of the stacks; `where` says what it was:
-    "input", "parameters", "output", "loss", "gradient of the outputs", "gradient of the parameters", "sum of shards"."""
+    """`layer` is "layers[3].dense" or "loss"; `where` says what it was: "parameters", "input", "output", "loss", "gradient of
+    the loss", "gradient of the parameters", "gradient of the input", "sum of the shards' gradients".
+
+    `moment` rises with the pass, from 1, and is the same whatever the shards: of several places the smallest (moment, shard)
+    came first. `shard` counts from the first of the stacks; None where it is not of one shard. `rows` are those of the shard,
+    from 0, where it is of single rows; else they are empty.
+    """
 
     layer: str
-    shard: int
     where: str
+    moment: int
+    shard: int | None = None
+    rows: tuple[int, ...] = ()
 
 
 def search(
     network: Network, step: StepPass, stacks: Sequence[tuple[Array, Any]], streams: Streams | None
 ) -> NonFinitePlace | None:
-    """Runs the pass and returns the first place that is not finite: forward by layer, then the loss, then backward."""
+    """Runs the pass and returns the first place that is not finite: forward by layer, then the loss, then backward.
+
+    Parameters come before all of it: where they are not finite, whatever follows is their doing.
+    """
     for shape in flattened(network.shapes):
         for tensor in network.tensors_of(shape, network.parameters).values():
             if not np.isfinite(tensor).all():
-                return NonFinitePlace(shape.place, 0, "parameters")
+                return NonFinitePlace(shape.place, "parameters", 1)
     for stack_pass, (x, _) in zip(step.passes, stacks, strict=True):
-        if (shard := _first_shard(x)) is not None:
-            return NonFinitePlace(network.shapes[0].place, stack_pass.first + shard, "input")
+        if hit := _first_rows(stack_pass, x, Layout.ROWS_FIRST):
+            return NonFinitePlace(network.shapes[0].place, "input", 2, *hit)
     return _search_forward(network, step, stacks, streams) or _search_backward(network, step)
 
 
 def _search_forward(
     network: Network, step: StepPass, stacks: Sequence[tuple[Array, Any]], streams: Streams | None
 ) -> NonFinitePlace | None:
-    """The first node, over all stacks, whose output is not finite; then the losses."""
-    hits: list[tuple[int, int]] = []
+    """The first node, over all stacks, whose output is not finite; then the losses, then their gradients."""
+    nodes, values = network.graph.nodes, network.graph.values
+    hits: list[tuple[int, int, tuple[int, ...]]] = []
     for stack_pass, (x, y) in zip(step.passes, stacks, strict=True):
 
-        def look(moment: int, output: Array, first: int = stack_pass.first) -> None:
-            if (shard := _first_shard(output)) is not None:
-                hits.append((moment, first + shard))
+        def look(moment: int, output: Array, own: StackPass = stack_pass) -> None:
+            if hit := _first_rows(own, output, values[nodes[moment].output].layout):
+                hits.append((moment, *hit))
 
         stack_pass.loss.forward(stack_pass.forward(x, streams, look), y)
     if hits:
-        moment, at_shard = min(hits)
-        return NonFinitePlace(network.graph.nodes[moment].shapes.place, at_shard, "output")
+        moment, shard, rows = min(hits)
+        return NonFinitePlace(nodes[moment].shapes.place, "output", 3 + moment, shard, rows)
     for stack_pass in step.passes:
-        if (shard := _first_shard(stack_pass.loss.loss_sums)) is not None:
-            return NonFinitePlace("loss", stack_pass.first + shard, "loss")
-        dz = stack_pass.loss.backward()
+        if hit := _first_rows(stack_pass, stack_pass.loss.row_losses, Layout.ROWS_FIRST):
+            return NonFinitePlace("loss", "loss", 3 + len(nodes), *hit)
+    gradients = [stack_pass.loss.backward() for stack_pass in step.passes]
+    for stack_pass, dz in zip(step.passes, gradients, strict=True):
         stack_pass.take_gradient(dz)
-        if (shard := _first_shard(dz)) is not None:
-            return NonFinitePlace("loss", stack_pass.first + shard, "gradient of the outputs")
+        if hit := _first_rows(stack_pass, dz, network.result_layout):
+            return NonFinitePlace("loss", "gradient of the loss", 4 + len(nodes), *hit)
     return None
 
 
 def _search_backward(network: Network, step: StepPass) -> NonFinitePlace | None:
-    for moment, calls, programs in step.backward:
-        shape = network.graph.nodes[moment].shapes
-        for stack_pass, (backward, dy, sums) in zip(step.passes, calls, strict=True):
+    """The first node from the end whose gradients, over all stacks, are not finite, or whose sums over shards are not."""
+    nodes, values = network.graph.nodes, network.graph.values
+    for number, (moment, calls, programs) in enumerate(step.backward):
+        place, at = nodes[moment].shapes.place, 5 + len(nodes) + 3 * number
+        for backward, dy, sums in calls:
             backward(dy)
             for before, dx, total in sums:
                 np.add(before, dx, out=total)
-            layer = stack_pass.layers[moment]
-            if not isinstance(layer, Layer):
+        shards = [shard for stack_pass in step.passes for shard in _gradient_shards(stack_pass, moment)]
+        failed = [program for program in programs if not program.run()]
+        shards += [shard for program in failed if isinstance(program, TiledSum) for shard in program.shards_not_finite()]
+        if shards:
+            return NonFinitePlace(place, "gradient of the parameters", at, min(shards))
+        for stack_pass in step.passes:
+            layer, layout = stack_pass.layers[moment], values[nodes[moment].inputs[0]].layout
+            if not isinstance(layer, Layer) or not layer.setting.needs_input_gradient:
                 continue
-            for gradient in (layer.setting.gradients or {}).values():
-                if (shard := _first_shard(gradient)) is not None:
-                    return NonFinitePlace(shape.place, stack_pass.first + shard, "gradient of the parameters")
-            if layer.setting.needs_input_gradient and (shard := _first_shard(stack_pass.outgoing[moment])) is not None:
-                return NonFinitePlace(shape.place, stack_pass.first + shard, "gradient of the outputs")
-        for program in programs:
-            if not program.run():
-                return NonFinitePlace(shape.place, 0, "sum of shards")
+            if hit := _first_rows(stack_pass, stack_pass.outgoing[moment], layout):
+                return NonFinitePlace(place, "gradient of the input", at + 1, *hit)
+        if failed:
+            return NonFinitePlace(place, "sum of the shards' gradients", at + 2)
     return None
 
 
-def _first_shard(x: Array) -> int | None:
-    """The first index of the leading axis at which something is not finite."""
-    whole = np.isfinite(x).reshape(len(x), -1).all(axis=1)
-    return None if whole.all() else int(np.argmin(whole))
+def _gradient_shards(stack_pass: StackPass, moment: int) -> list[int]:
+    """The first shard at which each of the node's tensors has a gradient that is not finite."""
+    layer = stack_pass.layers[moment]
+    shards = []
+    for gradient in (isinstance(layer, Layer) and layer.setting.gradients or {}).values():
+        whole = np.isfinite(gradient).reshape(len(gradient), -1).all(axis=1)
+        if not whole.all():
+            shards.append(stack_pass.first + int(np.argmin(whole)))
+    return shards
+
+
+def _first_rows(stack_pass: StackPass, x: Array, layout: Layout) -> tuple[int, tuple[int, ...]] | None:
+    """(the first shard at which something of x is not finite, its rows that are not); x is in `layout`."""
+    last, finite = layout is Layout.ROWS_LAST, np.isfinite(x)
+    shards, rows = stack_pass.shards, stack_pass.rows
+    whole = finite.reshape(shards, -1, rows).all(axis=1) if last else finite.reshape(shards, rows, -1).all(axis=2)
+    if whole.all():
+        return None
+    shard = int(np.argmin(whole)) // rows
+    return stack_pass.first + shard, tuple(np.flatnonzero(~whole[shard]).tolist())

@@ -41,7 +41,8 @@ class TiledSum:
     def __init__(
         self, leaves: Sequence[tuple[Layer, int]], nodes: Sequence[Subtree], out: Array, tile: slice, scratch: Sequence[Array]
     ) -> None:
-        self._leaves, self._scratch = leaves, scratch
+        self._leaves, self._scratch, self._tile = leaves, scratch, tile
+        self._like = out[0, tile]
         # By node: products and sums, then the look for what is not finite.
         self._sums = [
             (self._plan(node, tile, total[tile]), total[tile].reshape(-1)) for node, total in zip(nodes, out, strict=True)
@@ -73,3 +74,12 @@ class TiledSum:
                 call(*arguments)
             finite &= all_finite((total,))
         return finite
+
+    def shards_not_finite(self) -> list[int]:
+        """The shards whose own product is not finite; allocates one tile: for use after `run` said False."""
+        product, shards = aligned_zeros(self._like.shape, self._like.dtype), []
+        for number, (layer, shard) in enumerate(self._leaves):
+            layer.gradient_tile(shard, self._tile, product)
+            if not all_finite((product.reshape(-1),)):
+                shards.append(number)
+        return shards

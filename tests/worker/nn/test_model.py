@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -235,19 +236,19 @@ def test_an_input_that_is_not_finite_is_found(value: float) -> None:
         assert not net.loss_and_gradient([large, small]).finite
         place = net.locate_non_finite([large, small])
     assert place is not None
-    assert (place.layer, place.shard, place.where) == ("layers[0].dense", 3, "input")
+    assert (place.layer, place.shard, place.where, place.rows) == ("layers[0].dense", 3, "input", (2,))
 
 
 def test_an_overflow_is_found_at_its_layer() -> None:
     net = model(seed=1)
     x, y = draw(4, 3)
-    x[2] = 3e37
+    x[2], x[3, 1] = 3e37, 3e37
     net.named_parameters()["2.dense.weight"][...] = 1e30
     with np.errstate(all="ignore"):
         assert not net.loss_and_gradient([(x, y)]).finite
         place = net.locate_non_finite([(x, y)])
     assert place is not None
-    assert (place.layer, place.shard, place.where) == ("layers[2].dense", 2, "output")
+    assert (place.layer, place.shard, place.where, place.rows) == ("layers[2].dense", 2, "output", (0, 1, 2))
 
 
 def test_parameters_that_are_not_finite_are_found() -> None:
@@ -257,7 +258,7 @@ def test_parameters_that_are_not_finite_are_found() -> None:
         assert not net.loss_and_gradient([draw(4, 3)]).finite
         place = net.locate_non_finite([draw(4, 3)])
     assert place is not None
-    assert (place.layer, place.where) == ("layers[2].dense", "parameters")
+    assert (place.layer, place.where, place.shard, place.rows) == ("layers[2].dense", "parameters", None, ())
 
 
 def test_a_gradient_that_overflows_alone_is_found() -> None:
@@ -274,6 +275,57 @@ def test_a_gradient_that_overflows_alone_is_found() -> None:
     assert not result.finite
     assert place is not None
     assert (place.layer, place.shard, place.where) == ("layers[0].dense", 1, "gradient of the parameters")
+    assert place.rows == ()
+
+
+def test_a_loss_that_overflows_is_that_of_its_rows() -> None:
+    net = model(loss=SQUARES)
+    large, small = draw(2, 4, SQUARES), draw(3, 3, SQUARES)
+    large[1][1, [0, 2], 4] = 3e38
+    small[1][0, 1] = 3e38
+    with np.errstate(all="ignore"):
+        place = net.locate_non_finite([large, small])
+    assert place is not None
+    assert (place.layer, place.shard, place.where, place.rows) == ("loss", 1, "loss", (0, 2))
+
+
+def test_shards_that_overflow_in_their_sum_alone_are_none_of_them_named() -> None:
+    net = Model(dense_net((5,), inputs=(8,)), SQUARES)
+    net.parameters.fill(0)
+    x, y = draw_stack(np.random.default_rng(0), 2, 1, (8,), 5, SQUARES)
+    x[...], y[...] = 2.5e38, 2.5  # the gradient of each shard is -2 / 5 x y
+    with np.errstate(all="ignore"):
+        assert not net.loss_and_gradient([(x, y)]).finite
+        place = net.locate_non_finite([(x, y)])
+    assert place is not None
+    assert (place.where, place.shard, place.rows) == ("sum of the shards' gradients", None, ())
+
+
+def test_the_earliest_place_is_the_same_whoever_has_the_shards() -> None:
+    """Of a later layer in an early shard and an earlier layer in a late one, of tensors, losses and their gradients."""
+    net = Model(dense_net((5,), inputs=(8,)), SQUARES)
+    net.parameters.fill(0)
+    rng = np.random.default_rng(0)
+    for wrong in ({0: "loss", 3: "output"}, {1: "gradient", 2: "loss"}, {2: "gradient", 3: "gradient"}, {0: "loss", 2: "input"}):
+        x, y = draw_stack(rng, 4, 3, (8,), 5, SQUARES)
+        for shard, kind in wrong.items():
+            if kind == "loss":
+                y[shard, 1, 2] = 3e38
+            elif kind == "gradient":
+                x[shard, :, 0], y[shard] = 3e38, 1e15
+            else:
+                x[shard, 2, 3] = np.inf if kind == "input" else np.nan
+        found = set()
+        for borders in ((0, 4), (0, 2, 4), (0, 1, 2, 3, 4)):
+            places = []
+            for first, end in pairwise(borders):
+                with np.errstate(all="ignore"):
+                    place = net.locate_non_finite([(x[first:end].copy(), y[first:end].copy())])
+                if place is not None:
+                    shard = first + (place.shard or 0)
+                    places.append((place.moment, shard, place.layer, place.where, place.rows))
+            found.add(min(places))
+        assert len(found) == 1, wrong
 
 
 def test_large_finite_gradients_are_finite() -> None:

@@ -189,3 +189,15 @@ def test_a_number_in_a_tile_that_is_not_finite_is_seen(tiles: None) -> None:
         assert not model.loss_and_gradient([(x, y)]).finite
         place = model.locate_non_finite([(x, y)])
     assert place is not None and (place.layer, place.shard, place.where) == ("layers[0].dense", 1, "input")
+
+
+def test_the_shard_of_a_tile_that_overflows_is_found(tiles: None) -> None:
+    model = Model(dense_net([300], inputs=(280,)), SQUARES)
+    model.parameters.fill(0)
+    x, y = draw_stack(np.random.default_rng(0), 4, 4, (280,), 300, SQUARES)
+    x[2, :, 7], y[2] = 3e38, 1e15
+    with np.errstate(all="ignore"):
+        assert not model.loss_and_gradient([(x, y)]).finite
+        place = model.locate_non_finite([(x, y)])
+    assert place is not None and (place.layer, place.shard) == ("layers[0].dense", 2)
+    assert (place.where, place.rows) == ("gradient of the parameters", ())

@@ -625,7 +625,7 @@ Global___StepLoss: _TypeAlias = StepLoss  # noqa: Y015
 
 @_typing.final
 class NonFinite(_message.Message):
-    """Where a number was first not finite."""
+    """Where a worker's pass first met a number that is not finite. The step alone where it met none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -633,15 +633,27 @@ class NonFinite(_message.Message):
     LAYER_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    MOMENT_FIELD_NUMBER: _builtins.int
+    NON_FINITE_ROWS_FIELD_NUMBER: _builtins.int
+    SHARD_ROWS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The step."""
     layer: _builtins.str
     """The layer, "layers[3].dense", or "loss"."""
     shard: _builtins.int
-    """The shard."""
+    """The shard, where shard_rows is not 0."""
+    where: _builtins.str
+    """What was not finite: "output", "gradient of the parameters"."""
+    moment: _builtins.int
+    """When in the pass, from 1: the same for the same place on all workers. 0: not known."""
+    non_finite_rows: _builtins.int
+    """How many rows of the shard are not finite; 0 where it is not said of single rows."""
+    shard_rows: _builtins.int
+    """Rows of the shard; 0 where it is of no one shard."""
     @_builtins.property
     def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The shard's rows in the dataset, at most 16."""
+        """The rows of the dataset, from 0, at most 16: those that are not finite, or, where non_finite_rows is 0, the shard's."""
 
     def __init__(
         self,
@@ -650,10 +662,14 @@ class NonFinite(_message.Message):
         layer: _builtins.str = ...,
         shard: _builtins.int = ...,
         rows: _abc.Iterable[_builtins.int] | None = ...,
+        where: _builtins.str = ...,
+        moment: _builtins.int = ...,
+        non_finite_rows: _builtins.int = ...,
+        shard_rows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layer", b"layer", "rows", b"rows", "shard", b"shard", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layer", b"layer", "moment", b"moment", "non_finite_rows", b"non_finite_rows", "rows", b"rows", "shard", b"shard", "shard_rows", b"shard_rows", "step", b"step", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
