@@ -243,7 +243,8 @@ def test_a_number_that_is_not_finite_is_named_with_step_layer_shard_and_rows() -
 
 def place(layer: str, where: str, **changes: Any) -> worker_pb2.NonFinite:
     """What a worker says of step 12, of shard 3 and its 251 rows unless changed."""
-    return worker_pb2.NonFinite(**{"step": 12, "layer": layer, "where": where, "shard": 3, "shard_rows": 251} | changes)
+    fields: dict[str, Any] = {"shard": 3, "shard_rows": 251, **changes}
+    return worker_pb2.NonFinite(step=12, layer=layer, where=where, **fields)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,11 @@ def place(layer: str, where: str, **changes: Any) -> worker_pb2.NonFinite:
             "learning rate",
         ),
         (place("layers[4].dense", "parameters", shard=0, shard_rows=0), "the parameters of layers[4].dense;", "learning rate"),
-        (worker_pb2.NonFinite(step=12), "step 12: a number that is not finite came up in the sum of gradients;", "learning rate"),
+        (
+            worker_pb2.NonFinite(step=12),
+            "step 12: a number that is not finite came up in the sum of gradients;",
+            "learning rate",
+        ),
     ],
 )
 def test_rows_are_blamed_only_where_they_are_what_is_not_finite(found: worker_pb2.NonFinite, says: str, remedy: str) -> None:

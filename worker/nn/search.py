@@ -87,39 +87,39 @@ def _search_backward(network: Network, step: StepPass) -> NonFinitePlace | None:
             backward(dy)
             for before, dx, total in sums:
                 np.add(before, dx, out=total)
-        shards = [shard for stack_pass in step.passes for shard in _gradient_shards(stack_pass, moment)]
+        layers = [(stack_pass, stack_pass.layers[moment]) for stack_pass in step.passes]
+        shards = [own.first + shard for own, layer in layers if isinstance(layer, Layer) for shard in _gradient_shards(layer)]
         failed = [program for program in programs if not program.run()]
         shards += [shard for program in failed if isinstance(program, TiledSum) for shard in program.shards_not_finite()]
         if shards:
             return NonFinitePlace(place, "gradient of the parameters", at, min(shards))
-        for stack_pass in step.passes:
-            layer, layout = stack_pass.layers[moment], values[nodes[moment].inputs[0]].layout
+        for own, layer in layers:
             if not isinstance(layer, Layer) or not layer.setting.needs_input_gradient:
                 continue
-            if hit := _first_rows(stack_pass, stack_pass.outgoing[moment], layout):
+            if hit := _first_rows(own, own.outgoing[moment], values[nodes[moment].inputs[0]].layout):
                 return NonFinitePlace(place, "gradient of the input", at + 1, *hit)
         if failed:
             return NonFinitePlace(place, "sum of the shards' gradients", at + 2)
     return None
 
 
-def _gradient_shards(stack_pass: StackPass, moment: int) -> list[int]:
-    """The first shard at which each of the node's tensors has a gradient that is not finite."""
-    layer = stack_pass.layers[moment]
+def _gradient_shards(layer: Layer) -> list[int]:
+    """The first shard of the layer's stack at which each of its tensors has a gradient that is not finite."""
     shards = []
-    for gradient in (isinstance(layer, Layer) and layer.setting.gradients or {}).values():
+    for gradient in (layer.setting.gradients or {}).values():
         whole = np.isfinite(gradient).reshape(len(gradient), -1).all(axis=1)
         if not whole.all():
-            shards.append(stack_pass.first + int(np.argmin(whole)))
+            shards.append(int(np.argmin(whole)))
     return shards
 
 
 def _first_rows(stack_pass: StackPass, x: Array, layout: Layout) -> tuple[int, tuple[int, ...]] | None:
     """(the first shard at which something of x is not finite, its rows that are not); x is in `layout`."""
-    last, finite = layout is Layout.ROWS_LAST, np.isfinite(x)
     shards, rows = stack_pass.shards, stack_pass.rows
-    whole = finite.reshape(shards, -1, rows).all(axis=1) if last else finite.reshape(shards, rows, -1).all(axis=2)
-    if whole.all():
+    last = layout is Layout.ROWS_LAST
+    finite = np.isfinite(x).reshape((shards, -1, rows) if last else (shards, rows, -1))
+    bad = np.logical_not(finite.all(axis=1 if last else 2))
+    if not bad.any():
         return None
-    shard = int(np.argmin(whole)) // rows
-    return stack_pass.first + shard, tuple(np.flatnonzero(~whole[shard]).tolist())
+    shard = int(np.argmax(bad)) // rows
+    return stack_pass.first + shard, tuple(np.flatnonzero(bad[shard]).tolist())

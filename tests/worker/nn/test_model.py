@@ -306,7 +306,12 @@ def test_the_earliest_place_is_the_same_whoever_has_the_shards() -> None:
     net = Model(dense_net((5,), inputs=(8,)), SQUARES)
     net.parameters.fill(0)
     rng = np.random.default_rng(0)
-    for wrong in ({0: "loss", 3: "output"}, {1: "gradient", 2: "loss"}, {2: "gradient", 3: "gradient"}, {0: "loss", 2: "input"}):
+    for wrong in (
+        {0: "loss", 3: "output"},
+        {1: "gradient", 2: "loss"},
+        {2: "gradient", 3: "gradient"},
+        {0: "loss", 2: "input"},
+    ):
         x, y = draw_stack(rng, 4, 3, (8,), 5, SQUARES)
         for shard, kind in wrong.items():
             if kind == "loss":
