@@ -218,7 +218,8 @@ def verdict(found: job.ReplayResult) -> str:
         also = f"; that of {' and '.join(right)} is right" if right else ""
         return f"{'; '.join(_difference(step) for step in wrong)}; replayed from {begin}{also}"
     last = found.steps[-1].step
-    took = f"steps {found.start_step + 1:,} to {last:,} replayed" if last > found.start_step else "the initial weights drawn"
+    steps = f"step {last:,}" if last == found.start_step + 1 else f"steps {found.start_step + 1:,} to {last:,}"
+    took = f"{steps} replayed" if last > found.start_step else "the initial weights drawn"
     if not compared:
         return f"{took} from {begin}; {len(found.steps):,} of them hashed"
     at = " and ".join(f"step {step.step:,}" for step in compared)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
+from coordinator import limits
 from coordinator.controller import Controller
 from coordinator.evaluation import Evaluation
 from coordinator.metric_messages import metrics_message
@@ -27,6 +28,7 @@ class Standing:
     def __init__(self, order: agent.RunOrder) -> None:
         self._total_steps = order.plan.total_steps
         self._furthest_step = order.furthest_step
+        self._replays = order.kind == job.TrainingJob.VERIFY
         self.rows = Rows(order.plan.training_rows, order.spec.training.batch_size, order.plan.steps_per_epoch)
         self.start = self.step = 0
         self.loss: float | None = None
@@ -35,6 +37,8 @@ class Standing:
         self._members: list[tuple[str, int]] = []
         self._computed: dict[tuple[str, int], int] = {}  # by node and process
         self._dropped_rows = 0
+        self._stretches = 0  # that this group has taken
+        self._timed = 0, 0.0  # steps of this group and their seconds, without its first stretch
 
     @property
     def epoch(self) -> int:
@@ -58,7 +62,8 @@ class Standing:
         self.start = self.step = manifest.step
         self.loss = manifest.loss
         self.controller = Controller.restored(self.controller.schedule, manifest)
-        if manifest.validation_loss is not None:
+        # A replay tells of what it computed itself.
+        if manifest.validation_loss is not None and not self._replays:
             self.evaluation = Evaluation(
                 manifest.validation_loss,
                 manifest.validation_accuracy,
@@ -75,10 +80,12 @@ class Standing:
     def formed(self, members: Sequence[job.WorkerInfo]) -> None:
         """A group of these workers goes on from here."""
         self._members = [(member.node, member.pid) for member in members]
+        self._stretches, self._timed = 0, (0, 0.0)
 
     def stepped(self, replies: Sequence[worker_pb2.StretchReply]) -> None:
         """A stretch was taken; its answers are by rank."""
         self.step = replies[0].step
+        self._stretches += 1
         self.controller = self.controller.skipped(replies[0].skipped_steps, replies[0].skipped_in_a_row)
         if replies[0].losses:
             self.loss = replies[0].losses[-1].loss
@@ -100,7 +107,11 @@ class Standing:
         return self.evaluation if self.controller.seen_step == self.step else None
 
     def message(self, stretch: Stretch, seconds: float) -> job.Progress:
-        """For people; the stretch took `seconds`, meetings included."""
+        """For people, once after each stretch; it took `seconds`, meetings included.
+
+        The time that remains is left out until this group was timed for as long as a stretch normally takes: its first one
+        warms all up and says nothing about the others, and short ones little.
+        """
         step_s = seconds / stretch.steps
         progress = job.Progress(
             step=self.step,
@@ -114,8 +125,11 @@ class Standing:
             applied_rows=self.rows.up_to(self.step),
             replayed_rows=self.rows.between(self.start, min(self.step, self._furthest_step)) + self._dropped_rows,
         )
-        if stretch.first > self.start + 1:  # the first stretch warms all up: it says nothing about the others
-            progress.remaining_seconds = step_s * (self._total_steps - self.step)
+        if self._stretches > 1:
+            self._timed = self._timed[0] + stretch.steps, self._timed[1] + seconds
+        steps, timed_s = self._timed
+        if timed_s >= limits.STRETCH_S:
+            progress.remaining_seconds = timed_s / steps * (self._total_steps - self.step)
         if self.evaluation is not None:
             progress.validation_loss = self.evaluation.loss
             if self.evaluation.accuracy is not None:

@@ -20,7 +20,7 @@ from lockstep.contract import rules
 from lockstep.contract.errors import UserError
 from lockstep.contract.manifest import Manifest
 from lockstep.failures import WaitTimeout
-from lockstep.names import dataset_name, job_name
+from lockstep.names import dataset_name, job_name, short
 from lockstep.v1 import (
     cluster_service_pb2,
     cluster_service_pb2_grpc,
@@ -240,7 +240,8 @@ class Client:
                     break
         except WaitTimeout:
             state = training_job_pb2.TrainingJob.State.Name(self.get(name).state)
-            raise WaitTimeout(job_name(name), f"it is still {state} after {timeout_s:g} s; it goes on") from None
+            further = f"`lockstep resume {short(job_name(name))}` lets it go on" if state == "PAUSED" else "it goes on"
+            raise WaitTimeout(job_name(name), f"it is still {state} after {timeout_s:g} s; {further}") from None
         return self.get(name)
 
     def pull_model(

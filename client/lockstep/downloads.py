@@ -15,7 +15,7 @@ import grpc
 
 from lockstep.connection import Connection, is_away
 from lockstep.contract.errors import UserError
-from lockstep.contract.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, MODEL_FILE, Manifest
+from lockstep.contract.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, MODEL_FILE, PULL_AGAIN, Manifest
 from lockstep.contract.weights import weights_sha256_of_file
 from lockstep.failures import ServerUnavailable
 from lockstep.v1 import training_job_service_pb2, training_job_service_pb2_grpc
@@ -176,4 +176,4 @@ def _move(scratch: Path, target: Path) -> None:
 
 
 def _damaged(connection: Connection, what: str) -> ServerUnavailable:
-    return ServerUnavailable(str(connection.address), f"the download is damaged: {what}; nothing was kept, pull again")
+    return ServerUnavailable(str(connection.address), f"the download is damaged: {what}; nothing was kept; {PULL_AGAIN}")

@@ -22,7 +22,7 @@ class ServerUnavailable(LockstepError):
 
 @final
 class WaitTimeout(LockstepError):
-    """What was waited for did not come in time; the job goes on."""
+    """What was waited for did not come in time; the job is as it was."""
 
     def __init__(self, job: str, what: str) -> None:
         self.job = job

@@ -12,7 +12,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from lockstep.contract import rules
-from lockstep.contract.errors import UserError, Violation
+from lockstep.contract.errors import UserError, Violation, more
 from lockstep.likely import either, homes, likely
 from lockstep.scalars import is_null, too_wide, value_of
 from lockstep.v1 import job_spec_pb2
@@ -56,7 +56,7 @@ def read(path: str | os.PathLike[str]) -> JobFile:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise UserError.of(name, "", f"it cannot be read: {error.strerror or error}", "FILE_UNREADABLE") from error
-    return parse(content, Path(name).name)
+    return parse(content, name)
 
 
 def parse(content: bytes | str, name: str = "job.yaml") -> JobFile:
@@ -73,7 +73,7 @@ def parse(content: bytes | str, name: str = "job.yaml") -> JobFile:
         found.sort(key=lambda pair: pair[1])
         shown = [violation for violation, _ in found[:MAX_VIOLATIONS]]
         if len(found) > MAX_VIOLATIONS:
-            shown.append(Violation(name, "", f"and {len(found) - MAX_VIOLATIONS} more", "INVALID_FIELD"))
+            shown.append(replace(more(len(found) - MAX_VIOLATIONS), place=name))
         raise UserError(shown)
     return file
 

@@ -28,17 +28,17 @@ def token() -> None:
 
 @token.command()
 @data_setting
-@click.option("--name", required=True, help="Whose it is: a word for people.")
+@click.argument("name")
 @reports_errors
 def create(data: Path, name: str) -> None:
-    """Makes a token and prints it, this once: only its hash is kept."""
+    """Makes a token for NAME, a word for people, and prints it, this once: only its hash is kept."""
     with _register(data) as tokens:
         if any(entry["name"] == name for entry in tokens):
             raise UserError.of(
-                "--name", name, "there is a token of that name; revoke it first, or choose another", "TOKEN_EXISTS"
+                "name", name, "there is a token of that name; revoke it first, or choose another", "TOKEN_EXISTS"
             )
         if len(tokens) >= MOST:
-            raise UserError.of("--name", name, f"there are {MOST} tokens; revoke some", "TOO_MANY_TOKENS")
+            raise UserError.of("name", name, f"there are {MOST} tokens; revoke some", "TOO_MANY_TOKENS")
         made = new_token()
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         tokens.append({"name": name, "sha256": digest_of(made), "create_time": now})
@@ -51,8 +51,11 @@ def create(data: Path, name: str) -> None:
 @reports_errors
 def list_tokens(data: Path) -> None:
     """Lists the tokens: name and time, never the token."""
-    for entry in read_register(_path(data)):
+    tokens = read_register(_path(data))
+    for entry in tokens:
         click.echo(f"{entry['name']}\t{entry['create_time']}")
+    if not tokens:
+        speak("there are no tokens; `lockstep-server token create NAME` makes one")
 
 
 @token.command()

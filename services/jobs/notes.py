@@ -6,16 +6,21 @@ from collections.abc import Iterator, Sequence
 
 from lockstep.contract.digests import uses_controller
 from lockstep.v1.job_spec_pb2 import JobSpec
-from lockstep.v1.training_job_pb2 import Plan
+from lockstep.v1.training_job_pb2 import Plan, TrainingJob
 from worker.nn.shapes import LayerShapes
 
 # The activation that a loss applies by itself.
 _OF_THE_LOSS = {"softmax_cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
 
 
-def notes(spec: JobSpec, plan: Plan, layers: Sequence[LayerShapes]) -> list[str]:
-    """Sentences on a filled-in job and its Plan."""
-    return [*_short_batches(spec, plan), *_idle_plateau(spec, plan), *_long_warmup(spec, plan), *_twice_activated(spec, layers)]
+def notes(
+    spec: JobSpec, plan: Plan, layers: Sequence[LayerShapes], kind: TrainingJob.Kind.ValueType = TrainingJob.TRAINING
+) -> list[str]:
+    """Sentences on a filled-in job and its Plan; those on steps and epochs are of no matter to a gradient check."""
+    of_model = list(_twice_activated(spec, layers))
+    if kind == TrainingJob.GRADIENT_CHECK:
+        return of_model
+    return [*_short_batches(spec, plan), *_idle_plateau(spec, plan), *_long_warmup(spec, plan), *of_model]
 
 
 def _long_warmup(spec: JobSpec, plan: Plan) -> Iterator[str]:

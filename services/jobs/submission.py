@@ -9,7 +9,7 @@ from typing import final
 
 from lockstep.contract.arithmetic import ARITHMETIC_VERSION, validation_count
 from lockstep.contract.digests import arithmetic_digest
-from lockstep.contract.errors import UserError, Violation
+from lockstep.contract.errors import UserError, Violation, more
 from lockstep.contract.rules import check
 from lockstep.v1.dataset_service_pb2 import DatasetSchema
 from lockstep.v1.job_spec_pb2 import JobSpec
@@ -88,7 +88,8 @@ def prepare(
         wrong += checks.indices(spec, layers, version.schema)
     wrong = _first_per_place(wrong)
     if wrong:
-        raise UserError(wrong[: limits.VIOLATIONS])
+        rest = len(wrong) - limits.VIOLATIONS
+        raise UserError([*wrong[: limits.VIOLATIONS], *([more(rest)] if rest > 0 else [])])
     assert version is not None and model is not None and loss is not None and optimizer is not None
     if kind == TrainingJob.GRADIENT_CHECK:
         spec.workers.min = spec.workers.max = 1
@@ -105,7 +106,7 @@ def prepare(
         plan=plan,
         version=version,
         arithmetic_digest=arithmetic_digest(spec, version.digest, ARITHMETIC_VERSION),
-        warnings=warnings + notes(spec, plan, layers),
+        warnings=warnings + notes(spec, plan, layers, kind),
     )
 
 

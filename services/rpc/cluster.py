@@ -19,13 +19,15 @@ class ClusterServicer(ClusterServiceServicer):
 
     def __init__(self, desk: AgentDesk, dispatcher: Dispatcher) -> None:
         self._desk, self._dispatcher = desk, dispatcher
+        self._began = desk.since
 
     async def GetCluster(self, request: GetClusterRequest, context: Any) -> Cluster:
+        never = not self._desk.connected and self._desk.since == self._began
         return Cluster(
             server_version=VERSION,
             arithmetic_version=ARITHMETIC_VERSION,
             agent_connected=self._desk.connected,
-            agent_since=timestamp(self._desk.since),
+            agent_since=None if never else timestamp(self._desk.since),
             slots=self._dispatcher.slots,
             slots_in_use=self._dispatcher.in_use,
             nodes=self._dispatcher.nodes,

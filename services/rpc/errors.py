@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as details
 from google.rpc import status_pb2
 
-from lockstep.contract.errors import InternalError, UserError, Violation
+from lockstep.contract.errors import InternalError, UserError, Violation, count_of, more
 
 DOMAIN: Final = "lockstep"
 # A client refuses more than 8 KiB of metadata, and what is said stands in it three times.
@@ -126,7 +126,7 @@ def _fitting(violations: Sequence[Violation]) -> list[Violation]:
         )
         left -= len(str(cut).encode()) + 1
         if left < 0 and shown:
-            shown.append(Violation("", "", f"and {len(violations) - index} more", "MORE_VIOLATIONS"))
+            shown.append(more(count_of(violations) - index))
             break
         shown.append(cut)
     return shown

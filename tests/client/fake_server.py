@@ -89,6 +89,7 @@ class FakeServer(
         self.failures: deque[grpc.StatusCode] = deque()
         self.refusal: UserError | None = None
         self.held: threading.Event | None = None
+        self.cluster: cluster_service_pb2.Cluster | None = None
         self.result: training_job_pb2.Result | None = None
         self.watches: deque[list[WatchStep]] = deque()
         self.weights: dict[str, Callable[[int], str]] = {}
@@ -302,6 +303,8 @@ class FakeServer(
 
     def GetCluster(self, request: Any, context: Any) -> Any:
         self._enter(request, context)
+        if self.cluster is not None:
+            return self.cluster
         cluster = cluster_service_pb2.Cluster(server_version="0.1.0", arithmetic_version=1, slots=2, agent_connected=True)
         cluster.nodes.add(node_id=uuid.UUID(int=1).hex, address="127.0.0.1", slots=2)
         return cluster

@@ -16,7 +16,7 @@ import pytest
 
 from lockstep.cli.submission import shards_text
 from lockstep.contract.errors import UserError, Violation
-from lockstep.v1 import training_job_pb2
+from lockstep.v1 import cluster_service_pb2, training_job_pb2
 from tests.client.commands import Lockstep, a_run
 from tests.client.fake_server import TOKEN, FakeServer, State, WatchStep, state_event
 from tests.client.specs import DIGITS
@@ -59,7 +59,6 @@ def test_submit_and_watch(lockstep: Lockstep, server: FakeServer, job_file: Path
         "RUNNING",
         "step 36/240, epoch 3, loss 0.25, validation accuracy 95.00 %, 12,346 samples/s, 2 workers, 1 min 15 s left",
         "step 36: validation loss not a number, validation accuracy 96.11 %",
-        f"{name}{why}",
         f"jobs/digits-mlp-7f3a  {name}{why}",
     ]
 
@@ -76,7 +75,7 @@ def test_a_job_that_is_deleted_as_soon_as_it_has_ended(
 
     monkeypatch.setattr("lockstep.client.Client.get", get)
     name = State.Name(end)  # type: ignore[arg-type]
-    assert lockstep("watch", "gone") == (code, f"{name}\njobs/gone  {name}\n", "jobs/gone was deleted after its end\n")
+    assert lockstep("watch", "gone") == (code, f"jobs/gone  {name}\n", "jobs/gone was deleted after its end\n")
 
 
 def test_submit_and_watch_as_json_ends_with_the_finished_job(lockstep: Lockstep, server: FakeServer, job_file: Path) -> None:
@@ -109,8 +108,8 @@ def test_a_bad_file_is_told_whole_and_nothing_is_stored(lockstep: Lockstep, serv
     done = lockstep("submit", str(job_file))
     assert (done.code, done.out, server.requests) == (2, "", [])
     assert done.err.splitlines() == [
-        "error: digits.yaml:8:15: model.layers[2].dense.unit: there is no such key; did you mean units?",
-        "error: digits.yaml:10:39: optimizer.momentum.learning_rate: got -0.1; it must be above 0",
+        f"error: {job_file}:8:15: model.layers[2].dense.unit: there is no such key; did you mean units?",
+        f"error: {job_file}:10:39: optimizer.momentum.learning_rate: got -0.1; it must be above 0",
     ]
 
 
@@ -119,7 +118,7 @@ def test_what_the_server_refuses_has_its_place_in_the_file(lockstep: Lockstep, s
     server.refusal = UserError([violation])
     done = lockstep("submit", str(job_file))
     assert (done.code, done.out) == (2, "")
-    assert done.err == "error: digits.yaml:8:14: model.layers[2].dense: got 10 outputs; datasets/digits has 12 classes\n"
+    assert done.err == f"error: {job_file}:8:14: model.layers[2].dense: got 10 outputs; datasets/digits has 12 classes\n"
 
 
 # jobs
@@ -180,9 +179,44 @@ def test_an_ended_job_has_no_time_left(lockstep: Lockstep, server: FakeServer) -
     job = server.add_job("late", State.RUNNING)
     job.progress.step, job.progress.remaining_seconds = 3, 75
     assert "1 min 15 s left" in lockstep("show", "late").out
-    job.state = State.FAILED
-    job.end_time.GetCurrentTime()
-    assert " left" not in lockstep("show", "late").out
+    for state in (State.PAUSED, State.RECOVERING, State.QUEUED, State.FAILED):
+        job.state = state
+        assert " left" not in lockstep("show", "late").out
+
+
+def test_show_has_the_workers_of_each_run_and_the_bounds(lockstep: Lockstep, server: FakeServer) -> None:
+    job = server.add_job("a", State.RUNNING)
+    job.spec.workers.min, job.spec.workers.max = 1, 4
+    for number, (most, last, ended) in enumerate([(2, 2, True), (4, 1, True), (4, 3, False)], start=1):
+        run = job.runs.add(run_number=number, workers=most, members=[training_job_pb2.WorkerInfo() for _ in range(last)])
+        run.start_time.seconds = 1000
+        if ended:
+            run.end_time.seconds = 2000
+    lines = lockstep("show", "a").out.splitlines()
+    assert any(line.startswith("workers ") and line.endswith("at least 1, at most 4") for line in lines)
+    assert [line[5:12].strip() for line in lines if line[:1] in "123" and line] == ["2", "up to 4", "3"]
+
+
+def test_a_long_detail_is_cut_with_a_mark(lockstep: Lockstep, server: FakeServer) -> None:
+    server.add_job("a", State.FAILED).status_detail = "x" * 100
+    server.add_job("b", State.FAILED).status_detail = "x" * 101
+    ends = [line.split()[-1] for line in lockstep("jobs").out.splitlines()[1:]]
+    assert ends == ["x" * 100, "x" * 97 + "..."]
+
+
+def test_a_failure_is_told_once(lockstep: Lockstep, server: FakeServer, job_file: Path) -> None:
+    why = "worker 1, step 36: out of memory"
+    said = training_job_pb2.Notice(severity=training_job_pb2.Notice.ERROR, text=why)
+    other = training_job_pb2.Notice(severity=training_job_pb2.Notice.ERROR, text="the disk is full")
+    notices = [training_job_pb2.JobEvent(number=number, notice=notice) for number, notice in ((2, other), (3, said))]
+    end = state_event(4, State.FAILED, f"{why}; nothing is kept")
+    server.watches.append([state_event(1, State.RUNNING), *notices, end])
+    assert lockstep("submit", "--watch", str(job_file)).out.splitlines() == [
+        "jobs/digits-mlp-7f3a",
+        "RUNNING",
+        "error: the disk is full",
+        f"jobs/digits-mlp-7f3a  FAILED: {why}; nothing is kept",
+    ]
 
 
 def test_steering(lockstep: Lockstep, server: FakeServer) -> None:
@@ -223,7 +257,8 @@ def test_wait(lockstep: Lockstep, server: FakeServer) -> None:
     job = server.add_job("a", State.SUCCEEDED)
     assert lockstep("wait", "a") == (0, "jobs/a  SUCCEEDED\n", "")
     assert lockstep("wait", "a", "--for", "succeeded").code == 0
-    assert lockstep("wait", "a", "--for", "RUNNING").code == 1
+    never = "error: jobs/a: it has ended and is SUCCEEDED, not PAUSED\n"
+    assert lockstep("wait", "a", "--for", "PAUSED") == (1, "jobs/a  SUCCEEDED\n", never)
     job.state = State.FAILED
     assert lockstep("wait", "a", "--json").code == 1
     assert lockstep("wait", "a", "--for", "failed").code == 0
@@ -233,6 +268,9 @@ def test_wait(lockstep: Lockstep, server: FakeServer) -> None:
         "",
         "error: jobs/a: it is still RUNNING after 0.2 s; it goes on\n",
     )
+    job.state = State.PAUSED
+    resting = "error: jobs/a: it is still PAUSED after 0.2 s; `lockstep resume a` lets it go on\n"
+    assert lockstep("wait", "a", "--for", "RUNNING", "--timeout", "0.2") == (1, "", resting)
 
 
 def test_watch_after_a_number(lockstep: Lockstep, server: FakeServer) -> None:
@@ -323,6 +361,15 @@ def test_a_damaged_model_is_the_services_fault(lockstep: Lockstep, server: FakeS
 def test_cluster_and_version(lockstep: Lockstep, server: FakeServer) -> None:
     assert "agent   connected" in lockstep("cluster").out
     assert lockstep("cluster", "--json").objects()[0]["slots"] == 2
+    agent = cluster_service_pb2.Cluster(server_version="0.1.0", slots=2, slots_in_use=1, agent_connected=True)
+    server.cluster = agent
+    assert "slots   1 of 2 in use" in lockstep("cluster").out
+    agent.agent_connected, agent.slots, agent.slots_in_use = False, 0, 2
+    away = lockstep("cluster").out
+    assert "agent   none has connected since the server started" in away
+    assert "slots   2 in use; how many there are is known when the agent is there" in away
+    agent.agent_since.seconds = 1000
+    assert "agent   away since 1970-01-01 00:16:40Z" in lockstep("cluster").out
     assert lockstep("version").out == "client  0.1.0\nserver  0.1.0\n"
     assert lockstep("version", "--json").objects() == [{"client_version": "0.1.0", "server_version": "0.1.0"}]
     assert lockstep("--version").out == "0.1.0\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -262,8 +263,10 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         assert caught.value.reason == "FILE_UNREADABLE"
 
 
-def test_a_file_is_called_by_its_name(tmp_path: Path) -> None:
-    path = tmp_path / "digits.yaml"
-    path.write_text(DIGITS.replace("0.05", "-1"))
-    with pytest.raises(UserError, match=r"^digits\.yaml:10:39: optimizer"):
-        spec.read(path)
+def test_a_file_is_called_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("digits.yaml", "jobs/digits.yaml", str(tmp_path / "digits.yaml")):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(DIGITS.replace("0.05", "-1"))
+        with pytest.raises(UserError, match=f"^{re.escape(path)}:10:39: optimizer"):
+            spec.read(path)

@@ -59,7 +59,7 @@ def test_every_checkpoint_of_a_right_job_is_what_it_computes(
         replay = replay_order(order, ended.result.fingerprint, start, step, run=run)
         replay.workers = 2 if step == 9 else 1  # workers decide nothing
         done, events = run_once(replay, tmp_path)
-        took = f"steps {start + 1} to {step} replayed"
+        took = f"step {step} replayed" if step == start + 1 else f"steps {start + 1} to {step} replayed"
         assert (done.outcome, done.last_step) == (agent.RunEnded.SUCCEEDED, step)
         assert done.reason == f"{took}: the weights are those of the checkpoint of step {step}, and so is the optimizer's state"
         (found,) = done.result.replay.steps
@@ -166,7 +166,7 @@ def test_steps_without_checkpoints_are_hashed_and_nothing_is_judged(
     steps = done.result.replay.steps
     assert [step.step for step in steps] == [0, 1, 2, 3, 4] and len({step.weights_sha256 for step in steps}) == 5
     assert [differs(step) for step in steps] == [False, False, False, False, True]
-    assert verdict(job.ReplayResult(steps=steps[:2])) == "steps 1 to 1 replayed from the seed; 2 of them hashed"
+    assert verdict(job.ReplayResult(steps=steps[:2])) == "step 1 replayed from the seed; 2 of them hashed"
 
 
 def test_what_acts_on_evaluations_is_evaluated(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import grpc
@@ -32,6 +33,21 @@ def of_kind(events: list[JobEvent], kind: str) -> list[JobEvent]:
     return [event for event in events if event.WhichOneof("event") == kind]
 
 
+async def test_before_the_first_agent_there_is_no_time_since_when_it_is_away(api: Running) -> None:
+    async def cluster() -> tuple[bool, bool]:
+        found = await api.cluster.GetCluster(GetClusterRequest(), metadata=METADATA)
+        return found.agent_connected, found.HasField("agent_since")
+
+    assert await cluster() == (False, False)
+    async with api.agent() as agent:
+        await agent.sync()
+        assert await cluster() == (True, True)
+    async with asyncio.timeout(5):
+        while (await cluster())[0]:
+            await asyncio.sleep(0.01)
+    assert await cluster() == (False, True)
+
+
 async def test_a_job_from_queue_to_success(api: Running) -> None:
     job = await submitted(api)
     async with api.agent() as agent:
@@ -50,6 +66,7 @@ async def test_a_job_from_queue_to_success(api: Running) -> None:
         await agent.until(lambda: not agent.wishes.runs)
         cluster = await api.cluster.GetCluster(GetClusterRequest(), metadata=METADATA)
         assert (cluster.agent_connected, cluster.slots, cluster.slots_in_use) == (True, 3, 0)
+        assert cluster.HasField("agent_since")
     done = await api.get(f"jobs/{job}")
     assert (done.state, done.status_detail, done.progress.step) == (S.SUCCEEDED, "", 20)
     assert done.result.step == 240 and [item.step for item in done.result.checkpoints] == [240]

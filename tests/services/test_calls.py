@@ -79,16 +79,18 @@ async def test_a_revoked_token_is_refused_at_once(tmp_path: Path) -> None:
 
     runner = CliRunner()
     async with running(tmp_path, dataset=False) as api:
-        made = runner.invoke(token_command.token, ["create", "--data", str(tmp_path), "--name", "ann"])
+        made = runner.invoke(token_command.token, ["create", "--data", str(tmp_path), "ann"])
         secret = made.stdout.strip()
         metadata = (("authorization", f"Bearer {secret}"),)
         assert await call(api, METHODS[2], b"", metadata) is Code.OK
         assert secret not in (tmp_path / "store" / "tokens.json").read_text()
         assert (tmp_path / "store" / "tokens.json").stat().st_mode & 0o777 == 0o600
-        again = runner.invoke(token_command.token, ["create", "--data", str(tmp_path), "--name", "ann"])
+        again = runner.invoke(token_command.token, ["create", "--data", str(tmp_path), "ann"])
         assert again.exit_code == 2 and "revoke it first" in again.stderr
         assert runner.invoke(token_command.token, ["list", "--data", str(tmp_path)]).stdout.startswith("ann\t")
         assert runner.invoke(token_command.token, ["revoke", "--data", str(tmp_path), "ann"]).exit_code == 0
+        listed = runner.invoke(token_command.token, ["list", "--data", str(tmp_path)])
+        assert (listed.exit_code, listed.stdout) == (0, "") and listed.stderr.startswith("there are no tokens")
         assert await call(api, METHODS[2], b"", metadata) is Code.UNAUTHENTICATED
 
 

@@ -13,6 +13,7 @@ from lockstep.contract.arithmetic import validation_count
 from lockstep.contract.errors import UserError
 from lockstep.v1.dataset_service_pb2 import ClassTarget, DatasetSchema, NumberTarget
 from lockstep.v1.job_spec_pb2 import JobSpec
+from lockstep.v1.training_job_pb2 import TrainingJob
 from services.jobs.checks import smallest_fraction
 from services.jobs.submission import Submission, Version, prepare
 from tests.services.specs import DIGEST, DIGITS, spec
@@ -282,6 +283,14 @@ def test_an_embedding_behind_another_layer_is_refused() -> None:
 def test_layers_behind_a_wrong_one_are_not_judged() -> None:
     layers = [{"reshape": {"shape": [7, 9]}}, {"conv2d": {"filters": 3, "kernel": {"height": 3, "width": 3}}}, {"flatten": {}}]
     assert list(refused(spec(model={"layers": [*layers, {"dense": {"units": 10}}]}))) == ["model.layers[0].reshape"]
+
+
+def test_a_gradient_check_has_no_notes_on_steps() -> None:
+    schedule = {"plateau": {"factor": 0.5, "patience": 100}, "warmup_steps": 5000}
+    training = {"epochs": 20, "batch_size": 100_000, "seed": 7}
+    job = spec(training=training, optimizer={"sgd": {"learning_rate": 0.1}, "schedule": schedule})
+    assert len(prepare(job, VERSION).warnings) == 3
+    assert prepare(job, VERSION, kind=TrainingJob.GRADIENT_CHECK).warnings == []
 
 
 def test_what_is_seldom_meant_is_said() -> None:

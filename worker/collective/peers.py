@@ -25,8 +25,8 @@ class PeerError(LockstepError):
 
 
 def peer_name(rank: int, nodes: Sequence[str]) -> str:
-    """How people are told of a worker: "worker 3 (node b)"."""
-    return f"worker {rank} (node {nodes[rank]})"
+    """How people are told of a worker: "worker 3 (node b)"; a node by the first 12 characters of its id."""
+    return f"worker {rank} (node {nodes[rank][:12]})"
 
 
 @final

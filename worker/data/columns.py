@@ -44,7 +44,8 @@ def open_columns(folder: Path) -> Columns:
         columns = Columns(_open(folder / "x.npy", described["x"]), _open(folder / "y.npy", described["y"]))
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DatasetUnreadable(
-            f"the dataset in {folder} cannot be read ({error}); the node must see the data folder of the API server"
+            f"the dataset in {folder} cannot be read ({error}); the node must see the data folder of the API server, and where "
+            "a file is missing or damaged there too, uploading the same file again brings it back"
         ) from error
     if len(columns.x) != len(columns.y) or columns.x.dtype != np.float32:
         raise DatasetUnreadable(f"the dataset in {folder} has columns that do not belong together; push it again")
@@ -52,7 +53,10 @@ def open_columns(folder: Path) -> Columns:
 
 
 def _open(path: Path, described: dict[str, Any]) -> NDArray[Any]:
-    mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (EOFError, ValueError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
     if mapped.dtype.name != described["dtype"] or list(mapped.shape) != described["shape"] or not mapped.flags.c_contiguous:
         raise ValueError(f"{path.name} holds {mapped.dtype.name} {mapped.shape}, not what dataset.json says")
     return np.asarray(mapped)

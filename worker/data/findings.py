@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from lockstep.contract.errors import UserError, Violation
+from lockstep.contract.errors import UserError, Violation, more
 from worker.data.limits import MAX_LISTED_NAMES, MAX_NAMED_ROWS, MAX_QUOTED_CHARACTERS, MAX_VIOLATIONS
 
 
@@ -40,11 +40,7 @@ class Faults:
         """Raises UserError with all that was noted, if anything was."""
         if not self.violations:
             return
-        if self.left_out:
-            last = self.violations[-1]
-            remedy = f"{last.remedy} ({self.left_out} more faults of this file are not listed)"
-            self.violations[-1] = Violation(last.place, last.value, remedy, last.reason)
-        raise UserError(self.violations)
+        raise UserError([*self.violations, *([more(self.left_out)] if self.left_out else [])])
 
 
 class Occurrences:

@@ -110,8 +110,13 @@ def _recorded(one: Recorded, two: Recorded) -> str:
         said.append(f"the checkpoints of step {weights:,}, {one.weights[weights][:12]} and {two.weights[weights][:12]}")
     common = len(one.losses.keys() & two.losses.keys()), len(one.weights.keys() & two.weights.keys())
     if not said:
-        return f"nothing recorded differs: {common[0]:,} losses and {common[1]:,} checkpoints are of the same steps"
+        losses, checkpoints = _many(common[0], "loss", "losses"), _many(common[1], "checkpoint", "checkpoints")
+        return f"nothing recorded differs: {losses} and {checkpoints} are of the same steps"
     return f"recorded, first to differ are {', and '.join(said)}"
+
+
+def _many(count: int, one: str, more: str) -> str:
+    return f"{count:,} {one if count == 1 else more}"
 
 
 def _found(parting: Parting, one: str, two: str) -> str:

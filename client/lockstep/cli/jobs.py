@@ -15,6 +15,7 @@ from lockstep.cli.result_tables import gradient_table, replay_table
 from lockstep.contract.errors import UserError
 from lockstep.names import job_name, short
 from lockstep.v1 import training_job_pb2
+from lockstep.watching import ENDED
 
 if TYPE_CHECKING:
     from lockstep.client import Client
@@ -26,7 +27,8 @@ def follow(client: Client, name: str, as_json: bool, *, finished: bool, after_nu
     """Shows a job's events to its end, then the job; leaves with an exit code unless the job succeeded."""
     from lockstep.cli.progress import observer
 
-    job = ended(client, name, nullcontext(json_line) if as_json else observer(name), after_number)
+    view = nullcontext(json_line) if as_json else observer(name)
+    job = ended(client, name, view, after_number, once=not as_json)
     if as_json:
         if finished:
             json_line(job)
@@ -37,16 +39,29 @@ def follow(client: Client, name: str, as_json: bool, *, finished: bool, after_nu
 
 
 def ended(
-    client: Client, name: str, view: AbstractContextManager[Callable[[Event], None]], after_number: int = 0
+    client: Client,
+    name: str,
+    view: AbstractContextManager[Callable[[Event], None]],
+    after_number: int = 0,
+    *,
+    once: bool = False,
 ) -> training_job_pb2.TrainingJob:
-    """Watches a job to its end, each event shown in `view`. Ctrl-C leaves with its exit code, and the job goes on."""
+    """Watches a job to its end, each event shown in `view`. Ctrl-C leaves with its exit code, and the job goes on.
+
+    With `once` what the returned job says of its end is left to that.
+    """
+    from lockstep.cli.progress import Once
+
     seen = training_job_pb2.StateChange()
     try:
-        with view as show:
+        with view as show_each:
+            until_end = Once(show_each)
+            show = until_end.show if once else show_each
             for event in client.watch(name, after_number=after_number, on_away=_away):
                 if event.HasField("state_change"):
                     seen = event.state_change
                 show(event)
+            until_end.close()
         return _finished(client, name, seen)
     except KeyboardInterrupt:
         talk(f"\nno longer watching; the job goes on. Come back with: lockstep watch {short(name)}")
@@ -122,6 +137,8 @@ def wait(target: Target, job: str, state: str | None, timeout_s: float | None, a
         json_line(reached)
     else:
         result(state_line(reached))
+    if state and reached.state != wanted and reached.state in ENDED:
+        talk(f"error: {reached.name}: it has ended and is {State.Name(reached.state)}, not {state}")
     if reached.state != wanted:
         raise click.exceptions.Exit(NOT_SUCCEEDED)
 

@@ -14,9 +14,12 @@ from lockstep.cli.output import duration, json_line, moment, number, pairs, perc
 from lockstep.cli.result_tables import gradient_table, replay_table
 from lockstep.contract.manifest import CLASSES_REPORTED
 from lockstep.names import short
-from lockstep.v1 import training_job_pb2
+from lockstep.v1 import cluster_service_pb2, training_job_pb2
 
 DEFAULT_LIMIT = 50
+
+# Of a job's detail in the list.
+DETAIL_CHARACTERS = 100
 
 
 @click.command()
@@ -54,8 +57,13 @@ def _row(job: training_job_pb2.TrainingJob) -> tuple[str, ...]:
         number(progress.loss) if progress.HasField("loss") else "",
         accuracy,
         moment(job.create_time),
-        job.status_detail[:100],
+        _cut(job.status_detail),
     )
+
+
+def _cut(detail: str) -> str:
+    """A detail of bounded length; `lockstep show` has all of it."""
+    return detail if len(detail) <= DETAIL_CHARACTERS else detail[: DETAIL_CHARACTERS - 3] + "..."
 
 
 @click.command()
@@ -74,12 +82,13 @@ def show(target: Target, job: str, as_json: bool) -> None:
     epoch = f"epoch {progress.epoch} of {spec.training.epochs}" if progress.epoch else ""
     step = f"{progress.step:,} of {progress.total_steps or plan.total_steps:,}" if progress.step else ""
     rate = f"{progress.samples_per_second:,.0f} samples/s" if progress.samples_per_second else ""
-    going = progress.HasField("remaining_seconds") and not found.HasField("end_time")
+    going = progress.HasField("remaining_seconds") and found.state == State.RUNNING
     left = f"{duration(progress.remaining_seconds)} left" if going else ""
     pairs(
         [
             ("dataset", f"{spec.dataset}, {plan.training_rows:,} rows train, {plan.validation_rows:,} validate"),
             ("replays", _replayed(found.replay)),
+            ("workers", f"at least {spec.workers.min}, at most {spec.workers.max}" if spec.workers.max else ""),
             ("created", moment(found.create_time)),
             ("started", moment(found.start_time)),
             ("ended", moment(found.end_time)),
@@ -124,7 +133,16 @@ def _metrics(job: training_job_pb2.TrainingJob) -> training_job_pb2.ValidationMe
 
 def _run(run: training_job_pb2.Run) -> tuple[str, ...]:
     steps = f"{run.start_step + 1:,} to {run.last_step:,}" if run.last_step > run.start_step else "none"
-    return str(run.run_number), str(run.workers), moment(run.start_time), moment(run.end_time), steps, run.end_reason
+    return str(run.run_number), _workers(run), moment(run.start_time), moment(run.end_time), steps, run.end_reason
+
+
+def _workers(run: training_job_pb2.Run) -> str:
+    """Those that a run has now; of one that has ended the most that it had, and whether it came to have fewer."""
+    if not run.members:
+        return str(run.workers)
+    if not run.HasField("end_time"):
+        return str(len(run.members))
+    return f"up to {run.workers}" if len(run.members) < run.workers else str(run.workers)
 
 
 def _checkpoint(checkpoint: training_job_pb2.Checkpoint) -> tuple[str, ...]:
@@ -142,17 +160,28 @@ def cluster(target: Target, as_json: bool) -> None:
     if as_json:
         json_line(found)
         return
-    agent = "connected" if found.agent_connected else "away"
-    since = f" since {moment(found.agent_since)}" if found.agent_since.seconds else ""
     pairs(
         [
             ("server", f"{client.server}, version {found.server_version}, arithmetic {found.arithmetic_version}"),
-            ("agent", agent + since),
-            ("slots", f"{found.slots_in_use} of {found.slots} in use"),
+            ("agent", _agent(found)),
+            ("slots", _slots(found)),
         ]
     )
     if found.nodes:
         table(("NODE", "ADDRESS", "SLOTS"), [(node.node_id[:12], node.address, str(node.slots)) for node in found.nodes])
+
+
+def _agent(found: cluster_service_pb2.Cluster) -> str:
+    word = "connected" if found.agent_connected else "away"
+    if found.agent_since.seconds:
+        return f"{word} since {moment(found.agent_since)}"
+    return word if found.agent_connected else "none has connected since the server started"
+
+
+def _slots(found: cluster_service_pb2.Cluster) -> str:
+    if found.nodes or found.agent_connected:
+        return f"{found.slots_in_use} of {found.slots} in use"
+    return f"{found.slots_in_use} in use; how many there are is known when the agent is there"
 
 
 @click.command()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 from lockstep.cli.metric_words import HEADLINES, metric_words
 from lockstep.cli.output import duration, number, percent, printable, result
 from lockstep.v1 import training_job_pb2
+from lockstep.watching import ENDED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,6 +81,36 @@ def event_words(event: training_job_pb2.JobEvent) -> str:
 
 
 @final
+class Once:
+    """Shows events, but not what the line about a job's end says again: the end itself, and the error that led to it."""
+
+    def __init__(self, show: Show) -> None:
+        self._show = show
+        self._error: training_job_pb2.JobEvent | None = None  # held until the next state tells whether it is said there
+
+    def show(self, event: training_job_pb2.JobEvent) -> None:
+        """The next event."""
+        if event.HasField("notice") and event.notice.severity == Severity.ERROR:
+            self.close()
+            self._error = event
+            return
+        if event.HasField("state_change"):
+            end = event.state_change.state in ENDED
+            if self._error is not None and end and self._error.notice.text in event.state_change.detail:
+                self._error = None
+            self.close()
+            if end:
+                return
+        self._show(event)
+
+    def close(self) -> None:
+        """Shows what is held."""
+        if self._error is not None:
+            self._show(self._error)
+            self._error = None
+
+
+@final
 class PlainView:
     """Lines: each change of state, notice and evaluation, and progress about once a second."""
 
@@ -126,6 +157,7 @@ class LiveView:
             self._progress.CopyFrom(event.progress)
         if event.HasField("state_change"):
             self._state = State.Name(event.state_change.state)
+            self._progress.ClearField("remaining_seconds")  # of the state before
         if words := event_words(event):
             self._console.print(printable(words), markup=False)
 

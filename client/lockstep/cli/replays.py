@@ -19,8 +19,8 @@ from lockstep.cli.result_tables import replay_table
 def verify(target: Target, job: str, step: int | None, as_json: bool) -> None:
     """Replay JOB up to a checkpoint, from the one before or the seed, as a job of its own, and compare.
 
-    JOB has ended. Progress goes to stderr, what was compared to stdout. Exit code 1: the checkpoint is not what the job
-    computes, or the replay did not get so far.
+    JOB has ended or is paused. Progress goes to stderr, what was compared to stdout. Exit code 1: the checkpoint is not what
+    the job computes, or the replay did not get so far.
     """
     with target.connect() as client:
         done = ended_quietly(client, client.verify(job, step=step))

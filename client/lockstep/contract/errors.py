@@ -32,6 +32,21 @@ class Violation:
         return f"{self.place}: {got}{self.remedy}" if self.place else f"{got}{self.remedy}"
 
 
+MORE = "MORE_VIOLATIONS"
+
+
+def more(count: int) -> Violation:
+    """The last of a list that does not name all: how many there are besides."""
+    return Violation("", "", f"and {count} more", MORE)
+
+
+def count_of(violations: Sequence[Violation]) -> int:
+    """How many there are, with those that a last one only counts."""
+    if not violations or violations[-1].reason != MORE:
+        return len(violations)
+    return len(violations) - 1 + int(violations[-1].remedy.split()[1])
+
+
 class LockstepError(Exception):
     """What Lockstep raises on purpose."""
 

@@ -15,6 +15,11 @@ from lockstep.contract.errors import UserError
 
 FORMAT = 1
 
+# What helps against damage, on the way or on the server.
+PULL_AGAIN = (
+    "pull again, and if it stays so the checkpoint itself is damaged: take another with --step (`lockstep show JOB` lists them)"
+)
+
 # The files of a checkpoint.
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.safetensors"
@@ -151,5 +156,5 @@ def _numbers(value: Any) -> Any:
 
 
 def _damaged(place: str, what: str) -> UserError:
-    remedy = f"{what}: the file is damaged; take another checkpoint or pull the model again"
+    remedy = f"{what}: the file is damaged; {PULL_AGAIN}"
     return UserError.of(place, "", remedy, "MANIFEST_DAMAGED")

@@ -61,7 +61,7 @@ class Cluster(_message.Message):
     """Worker slots that jobs hold."""
     @_builtins.property
     def agent_since(self) -> _timestamp_pb2.Timestamp:
-        """Since when it is connected, or away."""
+        """Since when it is connected, or away; not set where none has connected since the server started."""
 
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]:

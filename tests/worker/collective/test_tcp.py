@@ -14,7 +14,7 @@ import pytest
 from worker.collective.handshake import HandshakeError, Membership, answer, dial
 from worker.collective.links import Message
 from worker.collective.listener import Listener, dial_peer, link_peers
-from worker.collective.peers import PeerError
+from worker.collective.peers import PeerError, peer_name
 from worker.collective.tcp import CHECKSUM, HEADER, MAGIC, TcpLinks, header
 
 NODES = ["a", "b"]
@@ -99,6 +99,10 @@ def test_a_wrong_frame_ends_the_link_and_names_the_worker(pair: Pair, data: byte
     with pytest.raises(PeerError, match=text) as caught:
         links.complete(4, 5.0, sent=False, late=nothing)
     assert caught.value.missing_ranks == (1,) and "worker 1 (node b)" in str(caught.value)
+
+
+def test_a_peer_is_named_with_the_first_characters_of_its_node() -> None:
+    assert peer_name(1, ["b" * 56, "0123456789abcdef" * 3 + "01234567"]) == "worker 1 (node 0123456789ab)"
 
 
 def test_every_cut_of_a_frame_is_noticed(pair: Pair) -> None:
