@@ -96,7 +96,7 @@ class Run:
     def ends_like(self, alone: TrainingJob) -> TrainingJob:
         """The end: weights, curves and counts are those of the job undisturbed, and nothing is left of its runs."""
         ended = self.service.finished(self.name, JOB_S)
-        print(f"{self.name}: {time.monotonic() - self.began:.1f} s, {len(ended.runs)} runs")
+        print(f"{self.name}: {time.monotonic() - self.began:.1f} s, {len(ended.runs)} runs", file=sys.stderr)
         assert ended.result.weights_sha256 == alone.result.weights_sha256
         assert ended.result.validation_metrics == alone.result.validation_metrics
         assert ended.progress.applied_rows == alone.progress.applied_rows
