@@ -87,8 +87,7 @@ class AgentDesk(AgentServiceServicer):
             return
         away_since = 0 if not self._greeted else self.since if self._link is None else self._clock()
         link = self._take_seat(hello)
-        await self._store.run(lambda connection: rows.excuse(connection, away_since, link.since))
-        reader = asyncio.create_task(self._listen(link, request_iterator))
+        reader = asyncio.create_task(self._listen(link, request_iterator, away_since))
         try:
             while True:
                 try:
@@ -134,8 +133,9 @@ class AgentDesk(AgentServiceServicer):
             self._dispatcher.kick()
             self._on_change()
 
-    async def _listen(self, link: Link, requests: Requests) -> None:
+    async def _listen(self, link: Link, requests: Requests, away_since: int) -> None:
         """Takes in what the agent says, in order; ends the stream when it is silent or breaks the order."""
+        await self._store.run(lambda connection: rows.excuse(connection, away_since, link.since))
         inbox: asyncio.Queue[pb.ConnectRequest | None] = asyncio.Queue(limits.AGENT_EVENTS)
         pump = asyncio.create_task(_pump(requests, inbox))
         try:

@@ -78,6 +78,12 @@ class Running:
             await asyncio.sleep(0.01)
         return job
 
+    async def without_agent(self) -> None:
+        """Waits until the agent before is seen to be gone: another one would be refused."""
+        async with asyncio.timeout(DEADLINE_S):
+            while self.server.agent_desk.connected:
+                await asyncio.sleep(0.01)
+
     async def add_dataset(self, name: str = "digits", schema: DatasetSchema = DIGITS, digest: str = DIGEST) -> None:
         """Registers a dataset without a file."""
         now = self.server.settings.clock()

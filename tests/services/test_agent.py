@@ -15,7 +15,6 @@ from lockstep.v1.training_job_pb2 import JobEvent, Notice, TrainingJob
 from services import limits
 from services.clock import SECOND, wall_clock
 from services.runs import apply as apply_module
-from services.store import events as store_events
 from tests.services.fake_agent import checkpoint, ended, points, progress, started
 from tests.services.running import METADATA, Running, running
 from tests.services.specs import spec
@@ -119,21 +118,6 @@ async def test_a_point_that_differs_is_corruption(api: Running) -> None:
     ]
 
 
-async def test_a_missing_event_is_asked_for_and_then_given_up(api: Running) -> None:
-    job = await submitted(api)
-    agent_id = "one-agent"
-    async with api.agent(agent_id=agent_id) as agent:
-        await agent.sync()
-        await agent.wish(job)
-        await agent.say(job, 1, **started())
-        run = pb.RunKey(job_id=job, run_number=1)
-        await agent._call.write(pb.ConnectRequest(run_event=pb.RunEvent(run=run, sequence=3, **points(1, loss=1.0))))
-        await agent.until(lambda: agent.ended)
-        assert "event 3 came after event 1" in agent.ended
-    async with api.agent(agent_id=agent_id) as agent:
-        await agent.say(job, 1, sequence=3, **points(1, loss=1.0))
-
-
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_time_without_an_agent_or_a_server_is_no_time_without_progress(tmp_path: Path, restarted: bool) -> None:
     now = [wall_clock()]
@@ -151,33 +135,12 @@ async def test_time_without_an_agent_or_a_server_is_no_time_without_progress(tmp
         async with api.agent(agent_id="a1") as agent:
             await agent.sync()
             await agent.wish(job, 1)
-        await wait_gone(api)
+        await api.without_agent()
         if not restarted:
             assert (await after_two_hours(api, job)).state == S.RECOVERING
     if restarted:
         async with running(tmp_path, clock=lambda: now[0]) as api:
             assert (await after_two_hours(api, job)).state == S.RECOVERING
-
-
-async def test_points_in_a_row_are_applied_together_and_each_once(api: Running) -> None:
-    job = await submitted(api)
-    async with api.agent() as agent:
-        await agent.sync()
-        await agent.wish(job)
-        await agent.say(job, 1, **started())
-        store, run = api.server.agent_desk._store, pb.RunKey(job_id=job, run_number=1)
-
-        async def apply(*sequences: int) -> list[str]:
-            batch = [pb.RunEvent(run=run, sequence=number, **points(number, loss=number)) for number in sequences]
-            return await store.run(lambda connection: apply_module.apply(connection, batch, 1))
-
-        assert await apply(1, 2, 3, 3, 4) == [job] and await apply(2, 3, 4) == []
-        with pytest.raises(apply_module.Gap, match="event 7 came after event 5"):
-            await apply(5, 7)
-        assert await apply(4, 5, 6) == [job]
-        events = await store.run(lambda connection: store_events.after(connection, job, 0, 100))
-        stored = [event.points for event in events if event.HasField("points")]
-        assert [(said.step, said.points[0].value) for said in stored] == [(step, float(step)) for step in range(2, 7)]
 
 
 async def test_a_second_agent_is_refused_and_a_take_over_fences_the_first(api: Running) -> None:
@@ -222,18 +185,10 @@ async def test_an_agent_that_is_away_is_said(tmp_path: Path) -> None:
             await agent.sync()
             await agent.wish(job)
             await agent.say(job, 1, **started())
-        await wait_gone(api)
+        await api.without_agent()
         now[0] += 60 * SECOND
         shown = await api.get(f"jobs/{job}")
         assert shown.state == S.RUNNING and "the agent is unreachable since" in shown.status_detail
-
-
-async def wait_gone(api: Running) -> None:
-    import asyncio
-
-    async with asyncio.timeout(5):
-        while api.server.agent_desk.connected:
-            await asyncio.sleep(0.01)
 
 
 async def test_a_cancel_reaches_the_run_and_wins_over_a_late_success(api: Running) -> None:
@@ -326,28 +281,6 @@ async def test_a_run_that_asks_itself_to_pause_again_and_again_ends_the_job(api:
     assert (await api.get(f"jobs/{job}")).state == S.FAILED
 
 
-async def test_gaps_are_remembered_up_to_a_bound_and_forgotten_once_they_are_passed(
-    api: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "AGENT_GAPS", 2)
-    job = await submitted(api)
-    run = pb.RunKey(job_id=job, run_number=1)
-    desk = api.server.agent_desk
-    async with api.agent(agent_id="a1") as agent:
-        await agent.sync()
-        await agent.wish(job)
-        await agent.say(job, 1, **started())
-    for sequence in (9, 7, 5, 3):
-        async with api.agent(agent_id="a1") as agent:
-            event = pb.RunEvent(run=run, sequence=sequence, **points(sequence, loss=1.0))
-            await agent._call.write(pb.ConnectRequest(run_event=event))
-            await agent.until(lambda agent=agent: agent.ended)
-    assert list(desk._gaps) == [(job, 1, 5), (job, 1, 3)]
-    async with api.agent(agent_id="a1") as agent:
-        await agent.say(job, 1, sequence=3, **points(3, loss=1.0))
-        assert list(desk._gaps) == [(job, 1, 5)]
-
-
 async def test_recovering_keeps_its_slots_and_counters_never_go_backwards(api: Running) -> None:
     job, other = await submitted(api), await submitted(api)
     async with api.agent() as agent:
@@ -393,7 +326,7 @@ async def test_an_agent_that_says_nothing_is_let_go(api: Running, monkeypatch: p
     monkeypatch.setattr(limits, "AGENT_SILENCE_SECONDS", 0.2)
     async with api.agent() as agent:
         await agent.until(lambda: agent.ended)
-    await wait_gone(api)
+    await api.without_agent()
 
 
 def test_every_event_of_the_protocol_is_handled() -> None:

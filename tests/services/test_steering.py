@@ -71,6 +71,7 @@ async def test_a_job_that_waits_for_a_new_run_pauses_at_once(api: Running) -> No
         await agent.sync(slots=2)
         await begun(api, agent, job)
         await agent.say(job, 1, **checkpoint(30))
+    await api.without_agent()
     async with api.agent() as agent:  # another agent, whose cluster is too small for the next run
         await agent.sync(slots=1)
         await api.until(f"jobs/{job}", S.RECOVERING)
