@@ -27,7 +27,7 @@ CASES = {
     "divided_per_shard": _KILLED,
     "dropout_by_rank": _KILLED,
     "segments_reused": late_in_a_new_group(),
-    "controller_not_restored": coordinator_cases("checkpoint.when_published")[0],
+    "controller_not_restored": coordinator_cases("checkpoint.when_published")[1],
 }
 
 # Tests, run in a process that has the defect.
