@@ -153,6 +153,8 @@ class RayGroup(WorkerGroup):
         self._handler = handler
         self._ready = ready
         self._places: list[_Place] = []
+        self._unplaced: list[_Place] = []  # of those who stay, until Ray has placed them
+        self._placed_by = 0.0
         self._actors: list[Any] = []
         self._descriptions: list[tuple[str, int]] = []
         self._hired: list[_Hired] = []
@@ -314,13 +316,23 @@ class RayGroup(WorkerGroup):
             # A placement group can only go as a whole: those who stay get places of their own, where they are.
             self._places.remove(place)
             give_back(partial(remove_placement_group, place.group))
-            self._places += [_Place(_held_on(node_of[actor]), [actor]) for actor in place.actors if actor not in gone]
+            held = [_Place(_held_on(node_of[actor]), [actor]) for actor in place.actors if actor not in gone]
+            self._places += held
+            self._unplaced += held
+            self._placed_by = time.monotonic() + limits.PLACE_FIRST_S
 
     def hire(self, workers: int) -> None:
         while len(self._hired) > workers:
             self._send_home(self._hired[-1])
+        if len(self._hired) < workers and not self._stayers_placed():
+            return  # a new one could get the very CPU that waits for one who stays
         while len(self._hired) < workers and time.monotonic() >= self._again_at:
             self._hired.append(_Hired(_Place(placement_group([{"CPU": 1}], strategy="PACK"), [])))
+
+    def _stayers_placed(self) -> bool:
+        """Whether those who stay have their CPUs again, or have been waited for long enough."""
+        self._unplaced = [place for place in self._unplaced if placement_group_table(place.group)["state"] == "PENDING"]
+        return not self._unplaced or time.monotonic() >= self._placed_by
 
     def _send_home(self, hired: _Hired) -> None:
         self._hired.remove(hired)
