@@ -248,5 +248,5 @@ class Checkpoints:
         if last.validation_loss is not None:
             result.validation_metrics.CopyFrom(metrics_message(last.validation_metrics))
             result.validation_classes.extend(class_messages(last.validation_classes, last.class_names))
-        result.checkpoints.extend(self.message(self._committed[step]) for step in sorted(self._committed))
+        result.checkpoints.extend(map(self.message, self.held()))
         return result

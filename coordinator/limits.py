@@ -116,7 +116,7 @@ PREFLIGHT_AGAIN_S = 30.0
 READY_WORKERS = 8
 # Those for slots that others hold are made so long after it has started.
 READY_ALL_S = 60.0
-# Those who stay in a group are placed anew where they are, before others are asked for; after so long these are anyway.
-PLACE_FIRST_S = 5.0
 # After one of them died, none is made for so long.
 READY_AGAIN_S = 10.0
+# Those who stay in a group are placed anew where they are, before others are asked for; after so long these are anyway.
+PLACE_FIRST_S = 5.0

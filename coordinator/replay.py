@@ -129,19 +129,19 @@ class Replay:
             try:
                 committed = self._checkpoints.read(self._start)
             except Damaged as damaged:
-                self._begin_before(f"{damaged}", "CHECKPOINT_DAMAGED")
+                self._begin_before(damaged, "CHECKPOINT_DAMAGED")
                 continue
             try:
                 self._checkpoints.check_acknowledged(committed.manifest, committed.folder)
             except Damaged as altered:
                 self._stops.add(self._start)  # it is compared, too
-                self._begin_before(f"{altered}", "CHECKPOINT_DIFFERS")
+                self._begin_before(altered, "CHECKPOINT_DIFFERS")
                 continue
             self._at.resume(committed.manifest)
             self._steps.checkpoint = committed.folder.relative_to(self._files_folder)
             return
 
-    def _begin_before(self, why: str, notice: str) -> None:
+    def _begin_before(self, why: Damaged, notice: str) -> None:
         self._reports.notice(job.Notice.WARNING, notice, f"{why}; the replay begins at an earlier step")
         self._start = self._before(self._start)
 

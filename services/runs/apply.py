@@ -141,13 +141,10 @@ def _checkpoint(connection: Connection, job: Row[Any], run: Row[Any], event: Run
     message = event.checkpoint
     if not message.HasField("create_time"):
         message.create_time.CopyFrom(event.time if event.HasField("time") else timestamp(now))
-    for known in events.checkpoints_of(connection, job.id):
-        if known.step == message.step and known.weights_sha256 != message.weights_sha256:
-            text = f"the checkpoint of step {known.step} was {known.weights_sha256} and came again as "
-            text += f"{message.weights_sha256}; the runs of this job do not agree"
-            _notice(connection, job, run, now, Notice(severity=Notice.ERROR, reason="CORRUPTION_DETECTED", text=text))
     keep = JobSpec.FromString(job.spec).checkpoints.keep
-    message = events.add_checkpoint(connection, job.id, run.run_number, message, keep)
+    message, differing = events.add_checkpoint(connection, job.id, run.run_number, message, keep)
+    if differing:
+        _notice(connection, job, run, now, Notice(severity=Notice.ERROR, reason="CORRUPTION_DETECTED", text=differing))
     if not job.fingerprint and run.fingerprint:
         rows.change(connection, job.id, fingerprint=run.fingerprint)
     events.append(connection, job.id, now, run.run_number, checkpoint=message)

@@ -80,9 +80,20 @@ def _same(one: float, other: float) -> bool:
     return one == other or (math.isnan(one) and math.isnan(other))
 
 
-def add_checkpoint(connection: Connection, job_id: str, run_number: int, checkpoint: Checkpoint, keep: int) -> Checkpoint:
-    """Publishes a checkpoint, marks the best and drops the rows of those that are not kept. Gives it as it now stands."""
+def add_checkpoint(
+    connection: Connection, job_id: str, run_number: int, checkpoint: Checkpoint, keep: int
+) -> tuple[Checkpoint, str]:
+    """Publishes a checkpoint, marks the best and drops the rows of those that are not kept.
+
+    Gives it as it now stands, and a sentence where it came before with other weights.
+    """
     known = {item.step: item for item in checkpoints_of(connection, job_id)}
+    differing, before = "", known.get(checkpoint.step, checkpoint)
+    if before.weights_sha256 != checkpoint.weights_sha256:
+        differing = (
+            f"the checkpoint of step {checkpoint.step} was {before.weights_sha256} and came again as "
+            f"{checkpoint.weights_sha256}; the runs of this job do not agree"
+        )
     known[checkpoint.step] = checkpoint
     best = best_step(list(known.values()))
     kept = set(sorted(known)[-keep:]) | ({best} if best is not None else set())
@@ -99,7 +110,7 @@ def add_checkpoint(connection: Connection, job_id: str, run_number: int, checkpo
             item.best = step == best
             where = (checkpoints.c.job_id == job_id, checkpoints.c.step == step)
             connection.execute(update(checkpoints).where(*where).values(message=item.SerializeToString()))
-    return known[checkpoint.step]
+    return known[checkpoint.step], differing
 
 
 def drop_checkpoints_after(connection: Connection, job_id: str, step: int) -> None:

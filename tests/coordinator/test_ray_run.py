@@ -14,10 +14,9 @@ from coordinator.group.group import PORTABLE_WORKER
 from coordinator.group.local import LocalGroup
 from lockstep.internal.v1 import agent_service_pb2 as agent
 from lockstep.v1 import job_spec_pb2
-from tests.coordinator.agent_process import AgentProcess
 from tests.coordinator.api_server import ApiServer
+from tests.coordinator.on_ray import server_on_ray
 from tests.coordinator.one_run import run_once
-from tests.coordinator.ray_head import RayHead
 from tests.coordinator.small_job import make_order
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
@@ -31,18 +30,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(files: Path) -> Iterator[ApiServer]:
     """A server whose agent is connected to a Ray with two slots."""
-    head = RayHead(cpus=2)
-    server = ApiServer()
-    server.start()
-    agent_process = AgentProcess(server.port, files, ray_address=head.address, environment=head.environment)
-    try:
-        server.wait(lambda: server.capacity.nodes, 40)
+    with server_on_ray(files, cpus=2) as server:
         yield server
-    finally:
-        code = agent_process.stop()
-        server.stop()
-        head.stop()
-    assert code == 0 and not server.violations
 
 
 def started(server: ApiServer, key: tuple[str, int]) -> agent.RunStarted:

@@ -11,16 +11,13 @@ from pathlib import Path
 import pytest
 
 from lockstep.internal.v1 import agent_service_pb2 as agent
-from tests.coordinator.agent_process import AgentProcess
 from tests.coordinator.api_server import ApiServer
+from tests.coordinator.on_ray import WAIT_S, server_on_ray
 from tests.coordinator.one_run import curve
-from tests.coordinator.ray_head import RayHead
 from tests.faults.fault_job import fault_order, reference
 from worker.failpoints import ALLOW
 
 from .runs import gone
-
-WAIT_S = 40
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
@@ -33,18 +30,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(files: Path) -> Iterator[ApiServer]:
     """The stand-in; its agent is connected to a Ray with three slots whose workers heed points."""
-    head = RayHead(cpus=3, environment={ALLOW: "1"})
-    server = ApiServer()
-    server.start()
-    agent_process = AgentProcess(server.port, files, ray_address=head.address, environment=head.environment)
-    try:
-        server.wait(lambda: server.capacity.nodes, WAIT_S)
+    with server_on_ray(files, cpus=3, environment={ALLOW: "1"}) as server:
         yield server
-    finally:
-        code = agent_process.stop()
-        server.stop()
-        head.stop()
-    assert code == 0 and not server.violations
 
 
 @pytest.mark.parametrize("place", ["step.after_forward", "reduce.when_half_done", "update.when_half_done"])

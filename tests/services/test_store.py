@@ -243,3 +243,14 @@ async def test_the_newest_version_is_the_last_one_registered_whatever_the_clock_
 
     assert await store.run(write) == ["1", "2", "1"]
     store.close()
+
+
+async def test_a_checkpoint_that_comes_again_with_other_weights_is_told(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    await store.run(add_job)
+    said = [
+        (await store.run(lambda c, w=weights: events.add_checkpoint(c, "a", 1, Checkpoint(step=3, weights_sha256=w), 3)))[1]  # type: ignore[misc]
+        for weights in ("one", "one", "other")
+    ]
+    assert said[:2] == ["", ""] and said[2].startswith("the checkpoint of step 3 was one and came again as other")
+    store.close()
